@@ -1,0 +1,51 @@
+"""Exceptions and warnings. Every message names the argument at fault and says what to change."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "GpuAlsError",
+    "InputError",
+    "ModelFileError",
+    "ModelFitError",
+    "NotFittedError",
+    "ParameterWarning",
+    "ReadError",
+    "SingularRowsWarning",
+]
+
+
+class GpuAlsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class InputError(GpuAlsError, ValueError):
+    """An argument is out of range, has the wrong shape or holds values that cannot be used."""
+
+
+class ReadError(GpuAlsError, ValueError):
+    """A ratings file cannot be read. The message gives the file and, where known, the line."""
+
+
+class ModelFileError(GpuAlsError, ValueError):
+    """A model file is truncated, corrupted, foreign or inconsistent."""
+
+
+class NotFittedError(GpuAlsError, ValueError, AttributeError):
+    """The model has no factors yet: call ``fit`` or ``load`` first."""
+
+
+class BackendError(GpuAlsError, RuntimeError):
+    """The requested device cannot be used. The message says what to install."""
+
+
+class ModelFitError(GpuAlsError):
+    """Training met values it cannot continue from (for example NaN in warm-start factors)."""
+
+
+class ParameterWarning(UserWarning):
+    """An argument was converted to a form that fits, at some cost."""
+
+
+class SingularRowsWarning(UserWarning):
+    """Some rows had a singular system and kept their former values."""
