@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "GpuAlsError",
+    "IdRangeError",
     "InputError",
     "ModelFileError",
     "ModelFitError",
@@ -21,6 +22,10 @@ class GpuAlsError(Exception):
 
 class InputError(GpuAlsError, ValueError):
     """An argument is out of range, has the wrong shape or holds values that cannot be used."""
+
+
+class IdRangeError(InputError, IndexError):
+    """A row number lies outside the matrix. It is an IndexError too, as for any other sequence."""
 
 
 class ReadError(GpuAlsError, ValueError):
