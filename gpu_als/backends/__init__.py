@@ -1,0 +1,52 @@
+"""The devices a fit can run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpu_als.backends.numpy.backend import NumpyBackend
+from gpu_als.backends.ops import Backend
+from gpu_als.errors import BackendError, InputError
+
+__all__ = ["Backend", "cuda_is_usable", "get_backend"]
+
+
+def get_backend(backend: str = "auto", *, num_threads: int = 0) -> Backend:
+    """Return the backend of that name.
+
+    Parameters
+    ----------
+    backend : {"auto", "numpy", "cupy"}
+        "auto" takes CuPy where it is installed and a GPU can be used, NumPy elsewhere.
+    num_threads : int
+        Threads of the NumPy backend; 0 means all processors.
+
+    Raises
+    ------
+    BackendError
+        "cupy" was asked for, but CuPy or a GPU is missing; the message says what to install.
+    """
+    if not isinstance(num_threads, int) or num_threads < 0:
+        raise InputError(f"num_threads must be 0 (all processors) or more, not {num_threads!r}")
+    if backend == "numpy":
+        return NumpyBackend(num_threads)
+    if backend == "cupy":
+        return _cupy_backend()
+    if backend == "auto":
+        return _cupy_backend() if cuda_is_usable() else NumpyBackend(num_threads)
+    raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
+
+
+def cuda_is_usable() -> bool:
+    """Tell whether the CuPy backend can run here."""
+    try:
+        _cupy_backend()
+    except BackendError:
+        return False
+    return True
+
+
+def _cupy_backend() -> Any:
+    from gpu_als.backends.cupy.backend import CupyBackend  # only here, so CuPy stays optional
+
+    return CupyBackend()

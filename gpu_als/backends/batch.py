@@ -1,0 +1,230 @@
+"""Solving one padded batch of rows: gather, form the systems, solve, check.
+
+The same lines run on NumPy and CuPy. Shapes: B rows in the batch, n entries each after padding,
+k factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_als.backends.frame import Frame
+from gpu_als.backends.conjugate_gradient import conjugate_gradient
+from gpu_als.backends.nnls import solve_nonnegative
+from gpu_als.backends.ops import Ops
+from gpu_als.data.packing import Batch
+from gpu_als.row_problem import Array, RowProblem
+from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
+
+__all__ = [
+    "Entries",
+    "Systems",
+    "add_to_diagonal",
+    "gather",
+    "linear_part",
+    "primal_system",
+    "solve_batch",
+]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The gathered entries of a batch, weighted so that every gram weight is 1 (or -1).
+
+    Attributes
+    ----------
+    weighted : array, shape (B, n, k)
+        ``W = root * fixed[indices]``; zero where padded.
+    tau : array, shape (B, n)
+        Targets ``t / root``; zero where padded.
+    sign : array, shape (B, n), or None
+        Signs of the gram weights, None where all are positive.
+    """
+
+    weighted: Array
+    tau: Array
+    sign: Array | None
+
+    def predict(self, z: Array) -> Array:
+        """``W z``, shape (B, n)."""
+        return (self.weighted @ z[:, :, None])[:, :, 0]
+
+    def combine(self, v: Array) -> Array:
+        """``W^T v``, shape (B, k)."""
+        return (v[:, None, :] @ self.weighted)[:, 0]
+
+    def signed(self, v: Array) -> Array:
+        """``sign * v`` for ``v`` of shape (B, n)."""
+        return v if self.sign is None else self.sign * v
+
+    def some(self, xp: Any, places: Array) -> Entries:
+        """Some rows of the batch in float64."""
+        wide = [_widen(xp, a, places) for a in (self.weighted, self.tau, self.sign)]
+        return Entries(*wide)
+
+
+@dataclass(frozen=True)
+class Systems:
+    """What remains of a row's system besides its entries.
+
+    Attributes
+    ----------
+    shift : array, shape (B,)
+        Added to the diagonal.
+    b0 : array, shape (B, k), or None
+        The part of the right-hand side that comes from entries without gram weight.
+    base : array, shape (k, k), or None
+        Shared part of the matrix, in frames that keep it.
+    """
+
+    shift: Array
+    b0: Array | None
+    base: Array | None
+
+    def some(self, xp: Any, places: Array) -> Systems:
+        """Some rows of the batch in float64."""
+        return Systems(_widen(xp, self.shift, places), _widen(xp, self.b0, places), self.base)
+
+
+def _widen(xp: Any, array: Array | None, places: Array) -> Any:
+    return None if array is None else array[places].astype(xp.float64)
+
+
+def gather(
+    ops: Ops,
+    problem: RowProblem,
+    frame: Frame,
+    starts: Array,
+    counts: Array,
+    width: int,
+    scale: Array | None,
+) -> Entries:
+    """Gather ``counts`` entries from each of ``starts`` on, padded to ``width``."""
+    xp, rows, fixed = ops.xp, problem.rows, frame.fixed
+    places = xp.arange(width)
+    where = starts[:, None] + places
+    valid = places < counts[:, None]
+    xp.minimum(where, len(rows.indices) - 1, out=where)  # padding reads some entry, masked below
+    indices = rows.indices[where]
+    root, sign, tau = problem.weigh(
+        xp, rows.values[where], None if rows.weights is None else rows.weights[where]
+    )
+    if problem.offset is not None:
+        offset = problem.offset[indices]
+        tau = tau - (offset if root is None else root * offset)
+    weighted = ops.workspace("weighted", (*where.shape, fixed.shape[1]), fixed.dtype)
+    ops.take_rows(fixed, indices, weighted)
+    if root is None:
+        weighted[~valid] = 0
+    else:
+        weighted *= (root * valid)[:, :, None]
+    if scale is not None:
+        weighted *= scale[:, None, :]
+    return Entries(weighted, tau * valid, sign)
+
+
+def linear_part(
+    problem: RowProblem, frame: Frame, rows: Array, scale: Array | None
+) -> Array | None:
+    """Return ``sum t_ui y_i`` over entries without gram weight, shape (B, k)."""
+    if problem.linear is None:
+        return None
+    b0 = problem.linear[rows] @ frame.fixed
+    return b0 if scale is None else b0 * scale
+
+
+def solve_batch(
+    ops: Ops, entries: Entries, systems: Systems, solver: Solver, batch: Batch, start: Array | None
+) -> tuple[Array, Array, str]:
+    """Solve the rows of one batch.
+
+    Parameters
+    ----------
+    start : array, shape (B, k), or None
+        Where an iterative solver begins: the former values in the frame's coordinates.
+
+    Returns
+    -------
+    z : array, shape (B, k)
+    failed : bool array, shape (B,)
+    path : str
+        "dual", "primal", "cg" or "nnls": the way the rows went.
+    """
+    if isinstance(solver, ConjugateGradient):
+
+        def multiply(p: Array) -> Array:
+            out = systems.shift[:, None] * p
+            out += entries.combine(entries.signed(entries.predict(p)))
+            return out if systems.base is None else out + p @ systems.base
+
+        rhs = right_hand_side(entries, systems)
+        z = conjugate_gradient(ops.xp, multiply, rhs, start, solver.steps)
+        return z, ~ops.xp.isfinite(z).all(axis=1), "cg"
+    if isinstance(solver, NonNegative):
+        lhs, rhs = primal_system(ops, entries, systems)
+        z, failed = solve_nonnegative(ops, lhs, rhs, solver.free_columns)
+        return z, failed, "nnls"
+    k = entries.weighted.shape[2]
+    if batch.definite and systems.base is None and dual_is_cheaper(batch.width, k):
+        return *solve_dual(ops, entries, systems), "dual"
+    return *ops.cholesky_solve(*primal_system(ops, entries, systems)), "primal"
+
+
+def dual_is_cheaper(n: int, k: int) -> bool:
+    """Compare the cost of the dual (n, n) with that of the primal (k, k) form."""
+    return n * n * k + n**3 / 3 < n * k * k + k**3 / 3
+
+
+def solve_dual(ops: Ops, entries: Entries, systems: Systems) -> tuple[Array, Array]:
+    """Solve through the ``(n, n)`` system of the push-through form.
+
+        S u = tau - W b0 / shift,    S = shift I + W W^T,    z = b0 / shift + W^T u
+
+    A row with ``shift = 0`` and fewer entries than factors is singular and fails here.
+    """
+    xp, w = ops.xp, entries.weighted
+    shift = systems.shift
+    # A singular row must not spoil its batch: it gets some regular system and is marked failed.
+    failed = shift <= 0
+    shift = xp.where(failed, 1, shift).astype(w.dtype)
+    s = _gram_with_diagonal(ops, w, w.swapaxes(1, 2), shift)
+    rhs = entries.tau
+    if systems.b0 is not None:
+        particular = systems.b0 / shift[:, None]
+        rhs = rhs - entries.predict(particular)
+    u, not_definite = ops.cholesky_solve(s, rhs)
+    z = entries.combine(u)
+    if systems.b0 is not None:
+        z += particular
+    return z, failed | not_definite
+
+
+def primal_system(ops: Ops, entries: Entries, systems: Systems) -> tuple[Array, Array]:
+    """Return ``lhs = base + shift I + W^T sign W`` (B, k, k) and ``rhs = b0 + W^T tau`` (B, k)."""
+    w = entries.weighted
+    right = w if entries.sign is None else w * entries.sign[:, :, None]
+    lhs = _gram_with_diagonal(ops, w.swapaxes(1, 2), right, systems.shift)
+    if systems.base is not None:
+        lhs += systems.base
+    return lhs, right_hand_side(entries, systems)
+
+
+def right_hand_side(entries: Entries, systems: Systems) -> Array:
+    """Return ``b0 + W^T tau``, shape (B, k)."""
+    rhs = entries.combine(entries.tau)
+    return rhs if systems.b0 is None else rhs + systems.b0
+
+
+def _gram_with_diagonal(ops: Ops, left: Array, right: Array, shift: Array) -> Array:
+    m = left.shape[1]
+    out = ops.workspace("lhs", (len(left), m, m), left.dtype)
+    ops.xp.matmul(left, right, out=out)
+    add_to_diagonal(out, shift)
+    return out
+
+
+def add_to_diagonal(matrices: Array, shift: Array) -> None:
+    """Add ``shift`` (B,) to the diagonals of ``matrices`` (B, m, m), in place."""
+    m = matrices.shape[1]
+    matrices.reshape(len(matrices), -1)[:, :: m + 1] += shift[:, None]

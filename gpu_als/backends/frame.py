@@ -1,0 +1,157 @@
+"""The coordinates in which the rows of one half-sweep are solved.
+
+With a shared base (implicit feedback, iALS, dense) the base is diagonalised once per half-sweep,
+``base = Q diag(e) Q^T``. In the coordinates ``x = Q diag(d_u)^(1/2) z`` with ``d_u = 1 / (e +
+ridge_u)`` the base and the ridge together become the identity, so every row of every objective is
+the same problem
+
+    (shift I + W^T W) z = b0 + W^T tau,        W = root * fixed_rows
+
+with ``shift = 1``; without a base the coordinates stay as they are and ``shift = ridge_u``. The
+system is better conditioned than the original, and its dual form needs no base at all
+(docs/mathematics.md, "The rotated basis").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_als.backends.ops import Ops
+from gpu_als.row_problem import Array, RowProblem
+
+__all__ = ["Frame", "gram", "make_frame"]
+
+_CHUNK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates of one half-sweep.
+
+    Attributes
+    ----------
+    fixed : array, shape (n_fixed, k)
+        The fixed side in these coordinates.
+    rotation : array, shape (k, k), or None
+        ``x = rotation z``, before any column scaling; None for the identity.
+    eigenvalues : array, shape (k,), or None
+        Of the base, in rotated frames.
+    base : array, shape (k, k), or None
+        The base itself, in frames that do not diagonalise it.
+    ridge : array, shape (n_rows,), or float
+    singular : bool
+        Base and ridge are singular together, and so is every row's system.
+    """
+
+    fixed: Array
+    rotation: Array | None
+    eigenvalues: Array | None
+    base: Array | None
+    ridge: Array | float
+    singular: bool = False
+
+    @property
+    def rotated(self) -> bool:
+        """Whether base and ridge have become the identity."""
+        return self.rotation is not None
+
+    def ridge_of(self, xp: Any, rows: Array) -> Array:
+        """Return the ridge of some rows, shape (len(rows),)."""
+        if isinstance(self.ridge, float):
+            return xp.full(len(rows), self.ridge, self.fixed.dtype)
+        return self.ridge[rows].astype(self.fixed.dtype)
+
+    def shift(self, xp: Any, rows: Array) -> Array:
+        """Return the diagonal that is added to ``W^T W``, shape (len(rows),)."""
+        if self.rotated:
+            return xp.ones(len(rows), self.fixed.dtype)
+        return self.ridge_of(xp, rows)
+
+    def column_scale(self, xp: Any, rows: Array) -> Array | None:
+        """Return ``d_u^(1/2)`` where it differs from row to row, shape (len(rows), k)."""
+        if not self.rotated or isinstance(self.ridge, float):
+            return None
+        return 1 / xp.sqrt(self.eigenvalues + self.ridge_of(xp, rows)[:, None])
+
+    def residual_scale(self, xp: Any, rows: Array) -> Array:
+        """Return ``s`` such that ``s * r`` has the norm that a residual ``r`` has outside.
+
+        Residuals transform with the inverse transpose of ``Q diag(d)^(1/2)``.
+        """
+        if not self.rotated:
+            return xp.ones((1, 1), self.fixed.dtype)
+        return xp.sqrt(self.eigenvalues + self.ridge_of(xp, rows)[:, None])
+
+    def enter(self, x: Array, scale: Array | None) -> Array:
+        """Return the coordinates of factors ``x``, shape (B, k)."""
+        if self.rotation is None:
+            return x
+        # rotation^-1 = diag(1 / its squared column norms) rotation^T: its columns are orthogonal
+        z = (x @ self.rotation) / (self.rotation**2).sum(axis=0)
+        return z if scale is None else z / scale
+
+    def leave(self, z: Array, scale: Array | None) -> Array:
+        """Return the factors (B, k) whose coordinates are ``z``."""
+        if scale is not None:
+            z = z * scale
+        return z if self.rotation is None else z @ self.rotation.T
+
+
+def gram(ops: Ops, factors: Array) -> Array:
+    """Return ``factors^T factors`` in float64, shape (k, k), added in a fixed order."""
+    xp = ops.xp
+    total = xp.zeros((factors.shape[1],) * 2)
+
+    def partial(start: int) -> Array:
+        block = factors[start : start + _CHUNK_ROWS].astype(xp.float64)
+        return block.T @ block
+
+    for part in ops.map(partial, range(0, len(factors), _CHUNK_ROWS)):
+        total += part
+    return total
+
+
+def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> Frame:
+    """Choose the coordinates of one half-sweep.
+
+    ``rotate`` is False for solvers that are tied to the original coordinates (x >= 0).
+    """
+    xp = ops.xp
+    ridge = problem.ridge
+    if problem.base_weight == 0:
+        return Frame(fixed, None, None, None, ridge)
+    base = problem.base_weight * gram(ops, fixed)
+    # One k x k problem: float64 keeps the small eigenvalues, on which the scaling rests.
+    eigenvalues, vectors = xp.linalg.eigh(base)
+    eigenvalues = xp.maximum(eigenvalues, 0)
+    smallest = eigenvalues[0] + xp.min(xp.asarray(ridge))
+    largest = eigenvalues[-1] + xp.min(xp.asarray(ridge))
+    singular = bool(smallest <= len(base) * np.finfo(np.float64).eps * largest)
+    if singular or not rotate:
+        base = base.astype(fixed.dtype)
+        return Frame(fixed, None, None, base, ridge, singular)
+    per_row = not isinstance(ridge, float)
+    rotation = vectors if per_row else vectors / xp.sqrt(eigenvalues + ridge)
+    return Frame(
+        _multiply(ops, fixed, rotation),
+        rotation.astype(fixed.dtype),
+        eigenvalues.astype(fixed.dtype),
+        None,
+        ridge,
+    )
+
+
+def _multiply(ops: Ops, factors: Array, matrix: Array) -> Array:
+    """Return ``factors @ matrix`` computed in float64 and rounded once."""
+    out = ops.xp.empty_like(factors)
+
+    def block(start: int) -> None:
+        rows = slice(start, start + _CHUNK_ROWS)
+        out[rows] = factors[rows].astype(ops.xp.float64) @ matrix
+
+    for _ in ops.map(block, range(0, len(factors), _CHUNK_ROWS)):
+        pass
+    return out

@@ -1,0 +1,327 @@
+"""One half-sweep: solve every row of one side, in place, and report how it went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpu_als.backends.batch import (
+    Entries,
+    Systems,
+    add_to_diagonal,
+    gather,
+    linear_part,
+    primal_system,
+    solve_batch,
+)
+from gpu_als.backends.conjugate_gradient import conjugate_gradient
+from gpu_als.backends.frame import Frame, make_frame
+from gpu_als.backends.nnls import solve_nonnegative
+from gpu_als.backends.ops import Ops
+from gpu_als.backends.rescue import solve_carefully
+from gpu_als.data.packing import Batch
+from gpu_als.row_problem import Array, RowProblem
+from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
+
+__all__ = ["HalfSweepStats", "half_sweep"]
+
+R = TypeVar("R")
+
+# An exact solve whose relative residual is larger than this is repeated in float64.
+_RESIDUAL_LIMIT = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-6}
+
+
+@dataclass
+class HalfSweepStats:
+    """How the rows of one half-sweep were solved.
+
+    Attributes
+    ----------
+    paths : Counter
+        Number of rows by the way they went: "dual", "primal", "cg", "nnls", "long" (split into
+        segments), "shared" (no system of their own), "rescued" (repeated in float64, counted
+        besides their first way).
+    singular : int
+        Rows whose system is singular; they kept their former value.
+    residual : float
+        Largest ``|lhs x - rhs| / |rhs|`` of the exactly solved rows; under ``x >= 0`` that of
+        the Karush-Kuhn-Tucker conditions.
+    objective : float
+        The objective as far as the solved rows enter it: the loss over their entries, the
+        shared base and their own ridge.
+    """
+
+    paths: Counter[str] = field(default_factory=Counter)
+    singular: int = 0
+    residual: float = 0.0
+    objective: float = 0.0
+
+    def add(self, other: HalfSweepStats) -> None:
+        """Add the statistics of other rows."""
+        self.paths.update(other.paths)
+        self.singular += other.singular
+        self.residual = max(self.residual, other.residual)
+        self.objective += other.objective
+
+
+def half_sweep(
+    ops: Ops, problem: RowProblem, fixed: Array, solved: Array, solver: Solver
+) -> HalfSweepStats:
+    """Solve every row of ``solved`` with ``fixed`` held, in place.
+
+    Parameters
+    ----------
+    ops : Ops
+        The device.
+    problem : RowProblem
+        With its arrays on that device.
+    fixed : array, shape (n_fixed, k)
+    solved : array, shape (n_rows, k)
+        Same floating dtype as ``fixed``. Rows with a singular system keep their values.
+    solver : Solver
+    """
+    frame = make_frame(ops, problem, fixed, rotate=not isinstance(solver, NonNegative))
+    sweep = _Sweep(ops, problem, frame, solved, solver)
+    stats = HalfSweepStats()
+    for row in problem.packing.long_rows:
+        stats.add(sweep.solve_long_row(row))
+    for part in ops.map(sweep.solve_rows, problem.packing.batches):
+        stats.add(part)
+    return stats
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    ops: Ops
+    problem: RowProblem
+    frame: Frame
+    solved: Array
+    solver: Solver
+
+    def solve_rows(self, batch: Batch) -> HalfSweepStats:
+        """Solve one batch and write its rows."""
+        xp, problem, frame = self.ops.xp, self.problem, self.frame
+        rows = problem.packing.order[batch.start : batch.stop]
+        scale = frame.column_scale(xp, rows)
+        b0 = linear_part(problem, frame, rows, scale)
+        systems = Systems(frame.shift(xp, rows), b0, frame.base)
+        if batch.width == 0:
+            return self._solve_without_entries(rows, systems, scale)
+        starts = problem.rows.indptr[rows]
+        counts = problem.rows.indptr[rows + 1] - starts
+        entries = gather(self.ops, problem, frame, starts, counts, batch.width, scale)
+        stats = HalfSweepStats()
+        if frame.singular:
+            z, singular = self._former(rows, scale), xp.ones(len(rows), bool)
+            q = entries.predict(z)
+        else:
+            iterative = isinstance(self.solver, ConjugateGradient)
+            start = self._former(rows, scale) if iterative else None
+            z, failed, path = solve_batch(self.ops, entries, systems, self.solver, batch, start)
+            stats.paths[path] += len(rows)
+            q = entries.predict(z)
+            if not iterative:
+                residual = self._residual(entries, systems, z, q, rows)
+                failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
+                stats.residual = float(xp.where(failed, 0, residual).max())
+            singular = xp.zeros(len(rows), bool)
+            if bool(failed.any()):
+                z, singular = self._rescue(entries, systems, z, failed, counts, stats)
+                z = xp.where(singular[:, None], self._former(rows, scale), z)
+                q = entries.predict(z)
+        stats.singular = int(singular.sum())
+        stats.objective = self._entry_loss(entries, q) + _row_terms(systems, z)
+        self._write(rows, z, scale, singular)
+        return stats
+
+    def _solve_without_entries(
+        self, rows: Array, systems: Systems, scale: Array | None
+    ) -> HalfSweepStats:
+        """Rows without a system of their own: ``z = b0 / shift``, for all in one product."""
+        xp, frame, problem = self.ops.xp, self.frame, self.problem
+        k = frame.fixed.shape[1]
+        singular = xp.full(len(rows), frame.singular)
+        if systems.base is None:
+            singular |= systems.shift <= 0
+        if systems.b0 is None:
+            z = xp.zeros((len(rows), k), frame.fixed.dtype)
+        elif systems.base is None:
+            z = systems.b0 / xp.where(singular, 1, systems.shift)[:, None]
+        else:
+            lhs = xp.broadcast_to(systems.base, (len(rows), k, k)).copy()
+            add_to_diagonal(lhs, systems.shift)
+            z, failed = self._solve_system(lhs, systems.b0)
+            singular |= failed
+        if bool(singular.any()):
+            z = xp.where(singular[:, None], self._former(rows, scale), z)
+        objective = _row_terms(systems, z)
+        if problem.linear is not None and problem.squared_loss:  # a dense X: all cells observed
+            x, ridge = frame.leave(z, scale), frame.ridge_of(xp, rows)
+            objective = _total((problem.linear[rows] - z @ frame.fixed.T) ** 2)
+            objective += _total(ridge[:, None] * x * x)
+        self._write(rows, z, scale, singular)
+        return HalfSweepStats(Counter(shared=len(rows)), int(singular.sum()), 0.0, objective)
+
+    def solve_long_row(self, row: int) -> HalfSweepStats:
+        """Solve one row whose entries do not fit a batch, segment by segment in a fixed order."""
+        xp, ops, frame = self.ops.xp, self.ops, self.frame
+        rows = xp.asarray([row])
+        scale = frame.column_scale(xp, rows)
+        b0 = linear_part(self.problem, frame, rows, scale)
+        systems = Systems(frame.shift(xp, rows), b0, frame.base)
+        lhs, rhs = self._add_segments(row, systems, scale)
+        stats = HalfSweepStats(Counter(long=1))
+        if frame.singular:
+            z, singular = self._former(rows, scale), xp.ones(1, bool)
+        else:
+            single = lhs.astype(frame.fixed.dtype), rhs.astype(frame.fixed.dtype)
+            if isinstance(self.solver, ConjugateGradient):
+                start = self._former(rows, scale)
+                z = conjugate_gradient(
+                    xp, lambda p: p @ single[0][0], single[1], start, self.solver.steps
+                )
+                failed = ~xp.isfinite(z).all(axis=1)
+            else:
+                z, failed = self._solve_system(*single)
+                weight = frame.residual_scale(xp, rows)
+                misfit = ((lhs @ z[:, :, None])[:, :, 0] - rhs) * weight
+                residual = _relative(xp, self._stationary(misfit, z), rhs * weight)
+                failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
+                stats.residual = float(xp.where(failed, 0, residual).max())
+            singular = failed
+            if bool(failed.any()):
+                stats.paths["rescued"] += 1
+                wide, singular = solve_carefully(ops, lhs, rhs, self.solver)
+                z = xp.where(singular, self._former(rows, scale), wide.astype(z.dtype))
+        losses = self._map_segments(row, scale, lambda e: self._entry_loss(e, e.predict(z)))
+        stats.singular = int(singular.sum())
+        stats.objective = sum(losses) + _row_terms(systems, z)
+        self._write(rows, z, scale, singular)
+        return stats
+
+    def _add_segments(
+        self, row: int, systems: Systems, scale: Array | None
+    ) -> tuple[Array, Array]:
+        """Return one long row's system in float64, shapes (1, k, k) and (1, k)."""
+        xp, k = self.ops.xp, self.frame.fixed.shape[1]
+        lhs, rhs = xp.zeros((1, k, k)), xp.zeros((1, k))
+        add_to_diagonal(lhs, systems.shift)
+        if systems.base is not None:
+            lhs += systems.base
+        if systems.b0 is not None:
+            rhs += systems.b0
+        nothing = Systems(xp.zeros(1, self.frame.fixed.dtype), None, None)
+
+        def system(entries: Entries) -> tuple[Array, Array]:
+            part, target = primal_system(self.ops, entries, nothing)
+            return part.astype(xp.float64), target
+
+        for part, target in self._map_segments(row, scale, system):
+            lhs += part
+            rhs += target
+        return lhs, rhs
+
+    def _map_segments(
+        self, row: int, scale: Array | None, function: Callable[[Entries], R]
+    ) -> Iterator[R]:
+        xp, segment = self.ops.xp, self.problem.packing.segment
+        first, last = (int(end) for end in self.problem.rows.indptr[row : row + 2])
+
+        def run(start: int) -> R:
+            count = min(segment, last - start)
+            one = xp.asarray([start]), xp.asarray([count]), count
+            return function(gather(self.ops, self.problem, self.frame, *one, scale))
+
+        return self.ops.map(run, range(first, last, segment))
+
+    def _solve_system(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
+        if isinstance(self.solver, NonNegative):
+            return solve_nonnegative(self.ops, lhs, rhs, self.solver.free_columns)
+        return self.ops.cholesky_solve(lhs, rhs)
+
+    def _former(self, rows: Array, scale: Array | None) -> Array:
+        return self.frame.enter(self.solved[rows], scale)
+
+    def _write(self, rows: Array, z: Array, scale: Array | None, singular: Array) -> None:
+        """Write the rows that were solved; the others keep their former values to the bit."""
+        x = self.frame.leave(z, scale)
+        if bool(singular.any()):
+            rows, x = rows[~singular], x[~singular]
+        self.solved[rows] = x
+
+    def _residual(
+        self, entries: Entries, systems: Systems, z: Array, q: Array, rows: Array
+    ) -> Array:
+        """Return ``|lhs x - rhs| / |rhs|`` of each row, given ``q = W z``."""
+        xp = self.ops.xp
+        both = xp.stack([entries.signed(q) - entries.tau, entries.tau], axis=1) @ entries.weighted
+        misfit, rhs = both[:, 0] + systems.shift[:, None] * z, both[:, 1]
+        if systems.base is not None:
+            misfit += z @ systems.base
+        if systems.b0 is not None:
+            misfit, rhs = misfit - systems.b0, rhs + systems.b0
+        weight = self.frame.residual_scale(xp, rows)
+        return _relative(xp, self._stationary(misfit * weight, z), rhs * weight)
+
+    def _stationary(self, misfit: Array, z: Array) -> Array:
+        """Under ``z >= 0`` a positive gradient at ``z = 0`` is no error."""
+        if not isinstance(self.solver, NonNegative):
+            return misfit
+        xp = self.ops.xp
+        bound = xp.arange(z.shape[1]) < z.shape[1] - self.solver.free_columns
+        return xp.where(bound & (z <= 0), xp.minimum(misfit, 0), misfit)
+
+    def _entry_loss(self, entries: Entries, q: Array) -> float:
+        """Return the observed part of the objective, added in float64."""
+        if self.problem.squared_loss:
+            return _total((entries.tau - q) ** 2)
+        return _total(q * (entries.signed(q) - 2 * entries.tau))
+
+    def _rescue(
+        self,
+        entries: Entries,
+        systems: Systems,
+        z: Array,
+        failed: Array,
+        counts: Array,
+        stats: HalfSweepStats,
+    ) -> tuple[Array, Array]:
+        """Repeat the failed rows in float64; return all rows and which are singular."""
+        xp, k = self.ops.xp, z.shape[1]
+        z, singular = z.copy(), xp.zeros(len(z), bool)
+        if systems.base is None:  # fewer entries than factors and nothing added: no need to look
+            singular = failed & (systems.shift <= 0) & (counts < k)
+        places = xp.flatnonzero(failed & ~singular)
+        stats.paths["rescued"] += len(places)
+        height = max(1, self.ops.batch_elements // (4 * k * k))
+        for first in range(0, len(places), height):
+            some = places[first : first + height]
+            system = primal_system(self.ops, entries.some(xp, some), systems.some(xp, some))
+            wide, singular[some] = solve_carefully(self.ops, *system, self.solver)
+            z[some] = wide.astype(z.dtype)
+        return z, singular
+
+
+def _row_terms(systems: Systems, z: Array) -> float:
+    """Return the quadratic form of base and ridge, less the linear entries' part."""
+    total = _total(systems.shift[:, None] * z * z)
+    if systems.base is not None:
+        total += _total(z * (z @ systems.base))
+    if systems.b0 is not None:
+        total -= 2 * _total(z * systems.b0)
+    return total
+
+
+def _relative(xp: Any, misfit: Array, rhs: Array) -> Array:
+    """Return the norm of each row of ``misfit`` over that of ``rhs``; 0 where both vanish."""
+    above = xp.sqrt((misfit * misfit).sum(axis=1))
+    below = xp.sqrt((rhs * rhs).sum(axis=1))
+    return above / xp.maximum(below, xp.finfo(rhs.dtype).tiny)
+
+
+def _total(array: Array) -> float:
+    return float(array.sum(dtype="float64"))

@@ -1,0 +1,103 @@
+"""The NumPy backend: batches over a pool of threads, BLAS held to one thread inside."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from gpu_als.backends.numpy.lapack import cholesky_solve
+from gpu_als.backends.ops import R, T
+from gpu_als.row_problem import RowProblem
+
+__all__ = ["NumpyBackend"]
+
+_BATCH_ELEMENTS = 1 << 20
+"""4 MB of float32 per thread stays in cache; larger batches were slower (docs/performance.md)."""
+
+
+class NumpyBackend:
+    """The CPU.
+
+    Parameters
+    ----------
+    num_threads : int
+        Threads to work with; 0 means all the processors this process may use.
+    batch_elements : int
+        Array elements that one batch may use, per thread.
+    """
+
+    name = "numpy"
+    xp: Any = np
+
+    def __init__(self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS) -> None:
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.batch_elements = batch_elements
+        self.device = f"CPU, {self.num_threads} thread" + "s" * (self.num_threads > 1)
+        self._pool = ThreadPoolExecutor(self.num_threads)
+        self._buffers = threading.local()
+        self._held: dict[tuple[int, str], int] = {}
+        self._blas = ThreadpoolController()
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Hold BLAS to one thread while batches run in threads of ours."""
+        return self._blas.limit(limits=1, user_api="blas")
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """See :class:`gpu_als.backends.ops.Ops`; a bounded number of tasks is in flight."""
+        if self.num_threads == 1:
+            yield from map(function, tasks)
+            return
+        running: deque[Future[R]] = deque()
+        try:
+            for task in tasks:
+                running.append(self._pool.submit(function, task))
+                if len(running) > 8 * self.num_threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """See :class:`gpu_als.backends.ops.Ops`; one growing buffer per thread and name."""
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        buffers = self._buffers.__dict__
+        if name not in buffers or buffers[name].size < size:
+            buffers[name] = np.empty(size, np.uint8)
+            self._held[threading.get_ident(), name] = size
+        array: np.ndarray = buffers[name][:size].view(dtype).reshape(shape)
+        return array
+
+    def take_rows(self, matrix: np.ndarray, indices: np.ndarray, out: np.ndarray) -> None:
+        """See :class:`gpu_als.backends.ops.Ops`."""
+        # "clip" lets take write straight into out, where "raise" would buffer.
+        np.take(matrix, indices, axis=0, out=out, mode="clip")
+
+    def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`gpu_als.backends.ops.Ops`."""
+        return cholesky_solve(lhs, rhs)
+
+    def load(self, problem: RowProblem) -> RowProblem:
+        """Return the problem with its arrays on the device: here, as it is."""
+        return problem
+
+    def from_host(self, array: np.ndarray) -> np.ndarray:
+        """Return a NumPy array on the device: here, as it is."""
+        return array
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        """See :class:`gpu_als.backends.ops.Ops`."""
+        return array
+
+    def workspace_bytes(self) -> int:
+        """Return the bytes of all threads' buffers."""
+        return sum(self._held.values())

@@ -1,0 +1,88 @@
+"""What the shared row solver asks of a device: an array module and a handful of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from gpu_als.row_problem import RowProblem
+
+__all__ = ["Backend", "Ops", "R", "T"]
+
+Array = Any
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Ops(Protocol):
+    """Primitive operations of a backend. All arrays are of the array module ``xp``."""
+
+    batch_elements: int
+    """Array elements that one batch may use."""
+
+    @property
+    def xp(self) -> Any:
+        """The array module: numpy or cupy."""
+        ...
+
+    def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+        """Apply ``function`` to every task, perhaps in parallel; results in the tasks' order."""
+        ...
+
+    def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return an uninitialised array, valid until ``name`` is asked for again by this thread."""
+        ...
+
+    def take_rows(self, matrix: Array, indices: Array, out: Array) -> None:
+        """``out[...] = matrix[indices]``; the indices are known to be in range."""
+        ...
+
+    def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
+        """Solve a batch of symmetric positive definite systems.
+
+        Parameters
+        ----------
+        lhs : array, shape (B, m, m)
+            Both triangles filled; overwritten.
+        rhs : array, shape (B, m)
+
+        Returns
+        -------
+        solution : array, shape (B, m)
+            Unspecified where failed.
+        failed : bool array, shape (B,)
+            Systems that are not positive definite in this precision.
+        """
+        ...
+
+
+class Backend(Ops, Protocol):
+    """A device that holds arrays and solves rows."""
+
+    name: str
+    """"numpy" or "cupy"."""
+    device: str
+    """The device in words, for reports."""
+
+    def session(self) -> AbstractContextManager[Any]:
+        """Return a context in which work on the device is done."""
+        ...
+
+    def load(self, problem: RowProblem) -> RowProblem:
+        """Return the problem with its arrays on the device."""
+        ...
+
+    def from_host(self, array: np.ndarray) -> Array:
+        """Return a NumPy array on the device."""
+        ...
+
+    def to_host(self, array: Array) -> np.ndarray:
+        """Return ``array`` as a NumPy array."""
+        ...
+
+    def workspace_bytes(self) -> int:
+        """Return the largest workspace the device has held so far, in bytes."""
+        ...

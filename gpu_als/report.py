@@ -1,0 +1,93 @@
+"""What a fit tells about itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["FitReport"]
+
+
+@dataclass
+class FitReport:
+    """The course of a fit.
+
+    Attributes
+    ----------
+    device : str
+    losses : list of float
+        The training objective after each iteration (both half-sweeps).
+    metrics : list of dict
+        Validation metrics after each iteration; empty without a validation set.
+    seconds : list of (float, float)
+        Wall-clock seconds of each iteration's user and item half-sweep.
+    user_rows, item_rows : Counter
+        How many rows went which way in the last half-sweep of each side: "dual", "primal", "cg",
+        "nnls", "long", "shared", "rescued" (docs/solvers.md).
+    singular_rows : int
+        Rows with a singular system in the last iteration; they kept their former values.
+    max_residual : float
+        Largest relative residual ``|lhs x - rhs| / |rhs|`` of any exactly solved row of the fit.
+    workspace_bytes : int
+        Peak of the memory that batches used besides data and factors.
+    entries : int
+        Observed entries.
+    stopped : str
+        Why the fit ended: "iterations", "tol", "patience" or "callback".
+    best_iteration : int
+        The iteration whose factors were kept, from 1; 0 if none was run.
+    """
+
+    device: str
+    losses: list[float] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+    user_rows: Counter[str] = field(default_factory=Counter)
+    item_rows: Counter[str] = field(default_factory=Counter)
+    singular_rows: int = 0
+    max_residual: float = 0.0
+    workspace_bytes: int = 0
+    entries: int = 0
+    stopped: str = "iterations"
+    best_iteration: int = 0
+
+    @property
+    def iterations(self) -> int:
+        """Completed iterations."""
+        return len(self.seconds)
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall-clock seconds of all half-sweeps."""
+        return sum(map(sum, self.seconds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain numbers, lists and dicts, ready for JSON."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain["seconds"] = [list(pair) for pair in self.seconds]
+        plain["user_rows"], plain["item_rows"] = dict(self.user_rows), dict(self.item_rows)
+        return plain
+
+    def __str__(self) -> str:
+        """Return a summary in plain words."""
+        seconds = self.total_seconds
+        lines = [f"{self.iterations} iterations in {seconds:.2f} s on {self.device}"]
+        if seconds > 0:
+            rate = 2 * self.entries * self.iterations / seconds
+            lines.append(f"{rate / 1e6:.1f} million entries per second and half-sweep")
+        if self.losses:
+            lines.append(f"loss {self.losses[0]:.6g} -> {self.losses[-1]:.6g}")
+        if self.metrics:
+            kept = self.metrics[self.best_iteration - 1]
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in kept.items())
+            lines.append(f"kept iteration {self.best_iteration}: validation {shown}")
+        for side, rows in (("users", self.user_rows), ("items", self.item_rows)):
+            lines.append(f"{side}: " + ", ".join(f"{n} {way}" for way, n in sorted(rows.items())))
+        lines.append(f"largest relative residual {self.max_residual:.1e}")
+        if self.singular_rows:
+            lines.append(
+                f"{self.singular_rows} rows had a singular system and kept their former values; "
+                "raise regularization"
+            )
+        return "\n".join(lines)

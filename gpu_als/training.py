@@ -1,0 +1,234 @@
+"""The one training loop: sweeps, loss, stopping, callbacks, report."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gpu_als.backends.half_sweep import HalfSweepStats, half_sweep
+from gpu_als.backends.ops import Backend
+from gpu_als.errors import InputError, ModelFitError, SingularRowsWarning
+from gpu_als.report import FitReport
+from gpu_als.row_problem import Array, RowProblem
+from gpu_als.solvers import Solver
+
+__all__ = ["Model", "Schedule", "StopTraining", "solve_side", "train"]
+
+Callback = Callable[[int, float, float], Any]
+Validate = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
+
+class StopTraining(Exception):  # noqa: N818 - it is a request, not an error
+    """Raised by a callback to end the fit after the current iteration, keeping its factors."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When to stop.
+
+    Attributes
+    ----------
+    iterations : int
+        Most iterations to run.
+    tol : float or None
+        Stop when an iteration lowers the loss by less than ``tol`` times the loss.
+    patience : int or None
+        Stop when the first validation metric has not improved for this many iterations.
+    """
+
+    iterations: int
+    tol: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0:
+            raise InputError(f"iterations must be 0 or more, not {self.iterations}")
+        if self.tol is not None and not self.tol >= 0:
+            raise InputError(f"tol must be None or at least 0, not {self.tol}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be None or at least 1, not {self.patience}")
+
+
+@dataclass
+class Model:
+    """Factors on the host, updated by :func:`train`.
+
+    Attributes
+    ----------
+    user_factors : array, shape (n_users, k)
+    item_factors : array, shape (n_items, k)
+    bias : bool
+        The last column of each holds the biases: factors whose partner is fixed at 1.
+    """
+
+    user_factors: np.ndarray
+    item_factors: np.ndarray
+    bias: bool = False
+
+
+def solve_side(
+    backend: Backend,
+    problem: RowProblem,
+    fixed: Array,
+    solved: Array,
+    solver: Solver,
+    *,
+    bias: bool = False,
+) -> HalfSweepStats:
+    """Run one half-sweep on the device; with ``bias`` the last columns are biases.
+
+    The partner of the solved side's bias is 1, and the fixed side's bias is taken off the targets.
+    """
+    if bias:
+        problem = problem.with_offset(fixed[:, -1].copy())
+        fixed = fixed.copy()
+        fixed[:, -1] = 1
+    return half_sweep(backend, problem, fixed, solved, solver)
+
+
+def penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
+    """Return ``sum_u ridge_u |x_u|^2``."""
+    squares = xp.einsum("uk,uk->u", factors, factors).astype(xp.float64)
+    return float((problem.ridge * squares).sum())
+
+
+def train(
+    backend: Backend,
+    problems: tuple[RowProblem, RowProblem],
+    solvers: tuple[Solver, Solver],
+    model: Model,
+    schedule: Schedule,
+    *,
+    report: FitReport,
+    constant: float = 0.0,
+    loss_scale: float = 1.0,
+    validate: Validate | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> None:
+    """Alternate half-sweeps over users and items until the schedule says stop.
+
+    Parameters
+    ----------
+    backend : Backend
+    problems, solvers : pairs
+        For users and for items.
+    model : Model
+        Initial factors; holds the result. With ``validate`` it holds the best iteration's
+        factors, else the last's.
+    schedule : Schedule
+    report : FitReport
+        Filled as the fit goes on, so that callbacks can read it.
+    constant, loss_scale : float
+        The reported loss is ``(objective + constant) * loss_scale``.
+    validate : callable, optional
+        ``(user_factors, item_factors) -> metrics``; the first metric is the one to lower.
+    callback : callable, optional
+        ``callback(iteration, seconds, loss)`` after each iteration, counted from 0; may raise
+        :class:`StopTraining`.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    ModelFitError
+        The initial factors are not finite.
+    """
+    for name, factors in (("user", model.user_factors), ("item", model.item_factors)):
+        if not np.isfinite(factors).all():
+            raise ModelFitError(
+                f"the initial {name}_factors hold NaN or inf; set them to None to start afresh"
+            )
+    best = np.inf
+    with backend.session(), tqdm(total=schedule.iterations, disable=not progress) as bar:
+        users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
+        user_problem, item_problem = (backend.load(problem) for problem in problems)
+        kept = users, items
+        for iteration in range(schedule.iterations):
+            begin = time.perf_counter()
+            user_stats = solve_side(
+                backend, user_problem, items, users, solvers[0], bias=model.bias
+            )
+            middle = time.perf_counter()
+            item_stats = solve_side(
+                backend, item_problem, users, items, solvers[1], bias=model.bias
+            )
+            end = time.perf_counter()
+            objective = item_stats.objective + penalty(backend.xp, user_problem, users)
+            loss = (objective + constant) * loss_scale
+            _record(report, user_stats, item_stats, loss, (middle - begin, end - middle))
+            improved = True
+            if validate is not None:
+                metrics = validate(backend.to_host(users), backend.to_host(items))
+                report.metrics.append(metrics)
+                score = next(iter(metrics.values()))
+                improved = score < best
+                best = min(best, score)
+                if improved and iteration + 1 < schedule.iterations:
+                    kept = users.copy(), items.copy()
+                elif improved:
+                    kept = users, items
+            if improved:
+                report.best_iteration = iteration + 1
+            bar.set_postfix(_shown(report), refresh=False)
+            bar.update()
+            try:
+                if callback is not None:
+                    callback(iteration, end - begin, loss)
+            except StopTraining:
+                report.stopped = "callback"
+                break
+            if _settled(schedule, report, iteration):
+                break
+        if validate is None:
+            kept = users, items
+        model.user_factors, model.item_factors = (backend.to_host(side) for side in kept)
+        report.workspace_bytes = backend.workspace_bytes()
+    if report.singular_rows:
+        warnings.warn(
+            f"{report.singular_rows} rows had a singular system and kept their former values; "
+            "raise regularization",
+            SingularRowsWarning,
+            stacklevel=3,
+        )
+
+
+def _record(
+    report: FitReport,
+    users: HalfSweepStats,
+    items: HalfSweepStats,
+    loss: float,
+    seconds: tuple[float, float],
+) -> None:
+    report.losses.append(loss)
+    report.seconds.append(seconds)
+    report.user_rows, report.item_rows = users.paths, items.paths
+    report.singular_rows = users.singular + items.singular
+    report.max_residual = max(report.max_residual, users.residual, items.residual)
+
+
+def _shown(report: FitReport) -> dict[str, str]:
+    shown = {"loss": f"{report.losses[-1]:.6g}"}
+    if report.metrics:
+        shown |= {name: f"{value:.4f}" for name, value in report.metrics[-1].items()}
+    return shown
+
+
+def _settled(schedule: Schedule, report: FitReport, iteration: int) -> bool:
+    """Apply the stopping rules and note which one ended the fit."""
+    if schedule.patience is not None and report.metrics:
+        if iteration + 1 - report.best_iteration >= schedule.patience:
+            report.stopped = "patience"
+            return True
+    if schedule.tol is not None and iteration > 0:
+        before, after = report.losses[-2:]
+        if before - after <= schedule.tol * abs(before):
+            report.stopped = "tol"
+            return True
+    return False
