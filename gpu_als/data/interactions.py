@@ -137,10 +137,10 @@ class Interactions:
         names = _column_names(frame)
         for argument, column in (("user", user), ("item", item), ("rating", rating)):
             if column not in names and not (argument == "rating" and column is None):
-                there = ", ".join(map(repr, names))
                 hint = ", or None for ratings of 1" if argument == "rating" else ""
                 raise InputError(
-                    f"{argument}: found no column {column!r}; pass {argument}=<one of {there}>{hint}"
+                    f"{argument}: found no column {column!r}; pass one of "
+                    f"{', '.join(map(repr, names))}{hint}"
                 )
         ratings = None if rating is None else frame[rating]
         return cls.from_triples(
@@ -252,7 +252,7 @@ def check_duplicates(duplicates: str) -> None:
 
 
 def keep_last(triples: sp.coo_matrix) -> sp.coo_matrix:
-    """Return the entries of ``triples`` without those that a later one for the same place replaces."""
+    """Return ``triples`` with only the last entry for each row and column."""
     order = np.lexsort((triples.col, triples.row))  # stable, and free of products that overflow
     rows, columns = triples.row[order], triples.col[order]
     last = np.ones(len(order), np.bool_)
