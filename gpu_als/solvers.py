@@ -61,7 +61,7 @@ class NonNegative:
 
 Solver = Cholesky | ConjugateGradient | NonNegative
 
-_NAMES = {"auto": Cholesky(), "cholesky": Cholesky(), "cg": ConjugateGradient()}
+_NAMES: dict[str, Solver] = {"auto": Cholesky(), "cholesky": Cholesky(), "cg": ConjugateGradient()}
 
 
 def as_solver(solver: str | Solver) -> Solver:

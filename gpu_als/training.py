@@ -24,7 +24,7 @@ Callback = Callable[[int, float, float], Any]
 Validate = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
-class StopTraining(Exception):  # noqa: N818 - it is a request, not an error
+class StopTraining(Exception):
     """Raised by a callback to end the fit after the current iteration, keeping its factors."""
 
 
@@ -222,10 +222,10 @@ def _shown(report: FitReport) -> dict[str, str]:
 
 def _settled(schedule: Schedule, report: FitReport, iteration: int) -> bool:
     """Apply the stopping rules and note which one ended the fit."""
-    if schedule.patience is not None and report.metrics:
-        if iteration + 1 - report.best_iteration >= schedule.patience:
-            report.stopped = "patience"
-            return True
+    waited = iteration + 1 - report.best_iteration
+    if schedule.patience is not None and report.metrics and waited >= schedule.patience:
+        report.stopped = "patience"
+        return True
     if schedule.tol is not None and iteration > 0:
         before, after = report.losses[-2:]
         if before - after <= schedule.tol * abs(before):

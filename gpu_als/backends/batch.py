@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_als.backends.frame import Frame
 from gpu_als.backends.conjugate_gradient import conjugate_gradient
+from gpu_als.backends.frame import Frame
 from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.ops import Ops
 from gpu_als.data.packing import Batch

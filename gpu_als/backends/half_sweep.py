@@ -203,9 +203,7 @@ class _Sweep:
         self._write(rows, z, scale, singular)
         return stats
 
-    def _add_segments(
-        self, row: int, systems: Systems, scale: Array | None
-    ) -> tuple[Array, Array]:
+    def _add_segments(self, row: int, systems: Systems, scale: Array | None) -> tuple[Array, Array]:
         """Return one long row's system in float64, shapes (1, k, k) and (1, k)."""
         xp, k = self.ops.xp, self.frame.fixed.shape[1]
         lhs, rhs = xp.zeros((1, k, k)), xp.zeros((1, k))

@@ -70,6 +70,8 @@ def as_csr(
         # A copy, because sum_duplicates works in place and the arrays may be the caller's.
         csr = csr.astype(_summable(csr.dtype), copy=True)
         csr.sum_duplicates()
+        if require_finite:
+            _check_finite(csr, name)  # the sums may overflow
     return _cast(csr, target, name)
 
 

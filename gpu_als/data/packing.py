@@ -16,6 +16,8 @@ __all__ = ["Batch", "Packing", "pack_rows"]
 
 _EXACT_WIDTHS = 32
 _LADDER_STEP = 1.06
+_SMALL_BATCH = 1 << 16
+"""Elements below which a batch costs more to start than to compute."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def pack_rows(
     widths = ladder_widths(counts[packed])
     sort = np.lexsort((widths, definite[packed]))  # stable: equal widths keep their row order
     order, widths = packed[sort], np.minimum(widths[sort], segment)
+    widths = _merge_small_groups(widths, definite[order], n_factors)
     batches: list[Batch] = []
     edges = np.flatnonzero(np.diff(widths) | np.diff(definite[order])) + 1
     for first, last in zip([0, *edges], [*edges, len(order)], strict=True):
@@ -109,3 +112,30 @@ def pack_rows(
         ]
     batches.sort(key=lambda batch: -batch.width)
     return Packing(order, tuple(batches), tuple(int(row) for row in long_rows), segment)
+
+
+def _merge_small_groups(widths: np.ndarray, definite: np.ndarray, n_factors: int) -> np.ndarray:
+    """Pad groups too small to be worth a batch of their own up to the next larger width.
+
+    Rows shorter than ``n_factors`` keep to themselves: their dual form is the more accurate one.
+    """
+    merged = widths.copy()
+    edges = np.flatnonzero(np.diff(widths) | np.diff(definite)) + 1
+    groups = list(zip([0, *edges], [*edges, len(widths)], strict=True))
+    upper = elements = 0
+    for first, last in reversed(groups):
+        if first == last:
+            continue
+        width = int(widths[first])
+        joins = (
+            last < len(widths)
+            and width > 0
+            and definite[last] == definite[first]
+            and (width < n_factors) == (upper < n_factors)
+        )
+        if joins and elements + (last - first) * row_elements(upper, n_factors) <= _SMALL_BATCH:
+            merged[first:last] = upper
+        else:
+            upper, elements = width, 0
+        elements += (last - first) * row_elements(upper, n_factors)
+    return merged

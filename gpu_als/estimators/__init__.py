@@ -1,0 +1,8 @@
+"""What a user holds."""
+
+from gpu_als.estimators.als_step import als_step
+from gpu_als.estimators.dense import factorize, loss_and_gradient
+from gpu_als.estimators.explicit_als import ExplicitALS
+from gpu_als.estimators.implicit_als import AlternatingLeastSquares
+
+__all__ = ["AlternatingLeastSquares", "ExplicitALS", "als_step", "factorize", "loss_and_gradient"]

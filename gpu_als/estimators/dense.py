@@ -1,0 +1,211 @@
+"""Factorising a dense matrix, complete or with missing entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from gpu_als.backends import get_backend
+from gpu_als.data.matrix import check_magnitude, to_host
+from gpu_als.data.splits import check_random_state
+from gpu_als.errors import InputError
+from gpu_als.estimators.params import check_dtype, check_integer, check_nonnegative
+from gpu_als.estimators.sides import both_sides
+from gpu_als.objectives import Dense, Explicit
+from gpu_als.report import FitReport
+from gpu_als.solvers import NonNegative, as_solver
+from gpu_als.training import Model, Schedule, train
+
+__all__ = ["factorize", "loss_and_gradient"]
+
+Missing = None | float | str | np.ndarray
+
+
+def factorize(
+    X: Any,
+    factors: int,
+    *,
+    regularization: float | tuple[float, float],
+    missing: Missing = None,
+    nonnegative: bool = False,
+    iterations: int = 50,
+    tol: float | None = 1e-6,
+    solver: str = "auto",
+    backend: str = "auto",
+    num_threads: int = 0,
+    dtype: Any = None,
+    random_state: Any = None,
+    callback: Callable[[int, float, float], Any] | None = None,
+    show_progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray, FitReport]:
+    """Approximate ``X`` by ``W Z^T``.
+
+    Minimises, by alternating exact solves,
+
+        1/2 |M * (X - W Z^T)|_F^2 + lambda_w/2 |W|_F^2 + lambda_z/2 |Z|_F^2
+
+    where M is 1 at observed and 0 at missing entries.
+
+    Parameters
+    ----------
+    X : array, shape (m, n)
+    factors : int
+        k, the number of columns of W and Z.
+    regularization : float or (float, float)
+        lambda, or (lambda_w, lambda_z).
+    missing : None, nan or bool array of shape (m, n)
+        None: every entry is observed. ``numpy.nan`` (or "nan"): NaN entries are missing. An
+        array: entries where it is True are missing, whatever X holds there.
+    nonnegative : bool
+        Ask for W >= 0 and Z >= 0 (non-negative matrix factorisation).
+    iterations : int
+        Most iterations.
+    tol : float or None
+        Stop when an iteration lowers the objective by less than this fraction.
+    solver : {"auto", "cholesky", "cg"}
+    backend : {"auto", "numpy", "cupy"}
+    num_threads : int
+        Threads of the NumPy backend; 0 means all processors.
+    dtype : numpy.float32 or numpy.float64, optional
+        Default: float32 for float32 input, float64 for everything else.
+    random_state : None, int, numpy.random.Generator or numpy.random.RandomState
+    callback : callable, optional
+        ``callback(iteration, seconds, loss)`` after each iteration.
+    show_progress : bool
+
+    Returns
+    -------
+    W : array, shape (m, k)
+    Z : array, shape (n, k)
+    report : FitReport
+        ``report.losses`` holds the objective above, the factor 1/2 included.
+
+    Raises
+    ------
+    InputError
+        For values or shapes that cannot be used; the message names the argument.
+    """
+    matrix, observed = _check_matrix(X, missing, dtype)
+    k = check_integer(factors, name="factors", at_least=1)
+    penalties = _check_pair(regularization)
+    rng = check_random_state(random_state)
+    # Entries of W Z^T start at the scale of X's entries.
+    size = np.sqrt(np.mean(np.square(matrix, where=observed, out=np.zeros_like(matrix))) or 1)
+    start = [rng.standard_normal((n, k)) * np.sqrt(size / np.sqrt(k)) for n in matrix.shape]
+    if nonnegative:
+        start = [np.abs(side) for side in start]
+    model = Model(*(side.astype(matrix.dtype) for side in start))
+    device = get_backend(backend, num_threads=num_threads)
+    if observed.all():
+        objective: Dense | Explicit = Dense(penalties)
+        problems = tuple(
+            objective.row_problem(rows, k, device.batch_elements, side)
+            for rows, side in ((matrix, "users"), (np.ascontiguousarray(matrix.T), "items"))
+        )
+    else:
+        objective = Explicit(penalties, count_scaled=False)
+        entries = sp.csr_matrix(
+            (matrix[observed], np.nonzero(observed)[1], np.append(0, observed.sum(1).cumsum())),
+            shape=matrix.shape,
+        )
+        problems = both_sides(objective, entries, None, k, device)
+    report = FitReport(device.device, entries=int(observed.sum()))
+    how = NonNegative() if nonnegative else as_solver(solver)
+    train(
+        device,
+        (problems[0], problems[1]),
+        (how, how),
+        model,
+        Schedule(check_integer(iterations, name="iterations", at_least=0), tol),
+        report=report,
+        loss_scale=0.5,
+        callback=callback,
+        progress=show_progress,
+    )
+    return model.user_factors, model.item_factors, report
+
+
+def loss_and_gradient(
+    X: Any,
+    W: np.ndarray,
+    Z: np.ndarray,
+    *,
+    regularization: float | tuple[float, float] = 0.0,
+    missing: Missing = None,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the objective of :func:`factorize` and its gradients, in float64.
+
+    With ``E = M * (W Z^T - X)`` the gradients are ``E Z + lambda_w W`` and ``E^T W + lambda_z Z``
+    (derived in docs/mathematics.md); a half-sweep makes one of them vanish.
+
+    Parameters
+    ----------
+    X : array, shape (m, n)
+    W : array, shape (m, k)
+    Z : array, shape (n, k)
+    regularization : float or (float, float)
+    missing : None, nan or bool array of shape (m, n)
+        As in :func:`factorize`.
+
+    Returns
+    -------
+    loss : float
+    gradient_W : float64 array, shape (m, k)
+    gradient_Z : float64 array, shape (n, k)
+    """
+    matrix, observed = _check_matrix(X, missing, np.float64)
+    w, z = (np.asarray(side, dtype=np.float64) for side in (W, Z))
+    for name, side, rows in (("W", w, matrix.shape[0]), ("Z", z, matrix.shape[1])):
+        if side.ndim != 2 or len(side) != rows:
+            raise InputError(f"{name} must have shape ({rows}, k) for this X, not {side.shape}")
+    if w.shape[1] != z.shape[1]:
+        raise InputError(f"W has {w.shape[1]} columns and Z has {z.shape[1]}; they must agree")
+    lambda_w, lambda_z = _check_pair(regularization)
+    error = np.where(observed, w @ z.T - matrix, 0)
+    loss = np.sum(error**2) + lambda_w * np.sum(w**2) + lambda_z * np.sum(z**2)
+    return float(loss) / 2, error @ z + lambda_w * w, error.T @ w + lambda_z * z
+
+
+def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return X with zeros where missing, and the mask of observed entries."""
+    if sp.issparse(matrix):
+        raise InputError(
+            "X is sparse; pass X.toarray(), or use ExplicitALS for ratings that are mostly missing"
+        )
+    array = np.asarray(to_host(matrix))
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "biuf":
+        raise InputError(
+            f"X must be a 2-D array of real numbers with at least one row and one column, not "
+            f"shape {array.shape} of type {array.dtype}"
+        )
+    if dtype is None:
+        dtype = np.float32 if array.dtype == np.float32 else np.float64
+    array = array.astype(check_dtype(dtype))
+    if missing is None:
+        observed = np.ones(array.shape, bool)
+    elif isinstance(missing, np.ndarray):
+        if missing.shape != array.shape or missing.dtype != bool:
+            raise InputError(f"missing must be a bool array of X's shape {array.shape}")
+        observed = ~missing
+    elif missing == "nan" or (isinstance(missing, float) and np.isnan(missing)):
+        observed = ~np.isnan(array)
+    else:
+        raise InputError(f"missing must be None, numpy.nan or a bool array, not {missing!r}")
+    if not np.isfinite(array[observed]).all():
+        raise InputError("X holds NaN or inf; pass missing=numpy.nan to treat NaN as missing")
+    if not observed.any():
+        raise InputError("missing marks every entry of X; at least one must be observed")
+    array[~observed] = 0
+    check_magnitude(sp.csr_matrix(array), dtype=array.dtype, name="X")
+    return array, observed
+
+
+def _check_pair(regularization: Any) -> tuple[float, float]:
+    pair = regularization if isinstance(regularization, tuple | list) else (regularization,) * 2
+    if len(pair) != 2:
+        raise InputError(f"regularization must be one number or two, not {regularization!r}")
+    first, second = (check_nonnegative(value, name="regularization") for value in pair)
+    return first, second

@@ -1,0 +1,509 @@
+"""ALS for explicit ratings, with biases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import scipy.sparse as sp
+
+from gpu_als.backends import get_backend
+from gpu_als.data.ids import lookup
+from gpu_als.data.interactions import Interactions
+from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
+from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.splits import check_random_state
+from gpu_als.errors import InputError, ModelFileError, NotFittedError
+from gpu_als.estimators.params import (
+    HasParameters,
+    check_dtype,
+    check_integer,
+    check_nonnegative,
+)
+from gpu_als.estimators.recommending import best_items, requested_rows
+from gpu_als.estimators.sides import aligned_weights, both_sides, fold_in
+from gpu_als.metrics import rmse
+from gpu_als.objectives import Explicit
+from gpu_als.report import FitReport
+from gpu_als.row_problem import SparseRows
+from gpu_als.solvers import NonNegative, Solver, as_solver
+from gpu_als.training import Model, Schedule, train
+
+__all__ = ["ExplicitALS"]
+
+_KIND = "gpu_als.ExplicitALS"
+_SIDES = ("users", "items")
+
+
+class ExplicitALS(HasParameters):
+    """Matrix factorisation of ratings by alternating least squares.
+
+    Predicts ``mean + b_u + b_i + x_u . y_i`` and minimises
+
+        sum_observed w_ui (r_ui - prediction_ui)^2
+            + sum_u ridge_u (|x_u|^2 + b_u^2) + sum_i ridge_i (|y_i|^2 + b_i^2)
+
+    Parameters
+    ----------
+    factors : int
+        Number of factors.
+    regularization : float or (float, float)
+        lambda, or one for users and one for items.
+    scale_regularization : {"count", None}
+        "count": ``ridge_u = lambda * n_u`` with n_u the number of ratings of the row (ALS-WR; what
+        Spark does). None: ``ridge_u = lambda`` (as in probabilistic matrix factorisation).
+    bias : bool
+        Learn the mean and a bias per user and item.
+    nonnegative : bool, "users" or "items"
+        Ask for non-negative factors on both sides or one; biases keep their sign.
+    iterations : int
+        Most sweeps over both sides.
+    tol : float, optional
+        Stop when an iteration lowers the objective by less than this fraction.
+    patience : int, optional
+        Stop when the validation RMSE has not improved for this many iterations.
+    solver : {"auto", "cholesky", "cg"} or an object of ``gpu_als.solvers``
+        "auto" solves exactly.
+    backend : {"auto", "numpy", "cupy"}
+    num_threads : int
+        Threads on the CPU; 0 means all processors.
+    dtype : numpy.float32 or numpy.float64
+    random_state : None, int, numpy.random.Generator or numpy.random.RandomState
+
+    Attributes
+    ----------
+    user_factors : array, shape (n_users, factors)
+    item_factors : array, shape (n_items, factors)
+    user_biases : array, shape (n_users,)
+    item_biases : array, shape (n_items,)
+        Zero without ``bias``.
+    global_mean : float
+        Zero without ``bias``.
+    user_ids, item_ids : array or None
+        The ids of the rows and columns when trained on :class:`~gpu_als.Interactions` with ids.
+    report_ : FitReport
+        Of the last fit.
+
+    References
+    ----------
+    Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer
+    42 (2009). Zhou, Wilkinson, Schreiber, Pan: Large-scale parallel collaborative filtering for
+    the Netflix prize, AAIM 2008. Salakhutdinov, Mnih: Probabilistic matrix factorization, NIPS
+    2007.
+    """
+
+    def __init__(
+        self,
+        factors: int = 64,
+        regularization: float | tuple[float, float] = 0.1,
+        *,
+        scale_regularization: str | None = "count",
+        bias: bool = True,
+        nonnegative: bool | str = False,
+        iterations: int = 15,
+        tol: float | None = None,
+        patience: int | None = None,
+        solver: str | Solver = "auto",
+        backend: str = "auto",
+        num_threads: int = 0,
+        dtype: Any = np.float32,
+        random_state: Any = None,
+    ) -> None:
+        self.factors = check_integer(factors, name="factors", at_least=1)
+        pair = regularization if isinstance(regularization, tuple | list) else [regularization]
+        if len(pair) not in (1, 2):
+            raise InputError(f"regularization must be one number or two, not {regularization!r}")
+        for value in pair:
+            check_nonnegative(value, name="regularization")
+        self.regularization = regularization
+        if scale_regularization not in ("count", None):
+            raise InputError(
+                f"scale_regularization must be 'count' or None, not {scale_regularization!r}"
+            )
+        self.scale_regularization = scale_regularization
+        self.bias = bias
+        if nonnegative not in (False, True, *_SIDES):
+            raise InputError(f"nonnegative must be a bool, 'users' or 'items', not {nonnegative!r}")
+        self.nonnegative = nonnegative
+        Schedule(check_integer(iterations, name="iterations", at_least=0), tol, patience)
+        self.iterations, self.tol, self.patience = iterations, tol, patience
+        as_solver(solver)
+        self.solver = solver
+        if backend not in ("auto", "numpy", "cupy"):
+            raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
+        self.backend = backend
+        self.num_threads = check_integer(num_threads, name="num_threads", at_least=0)
+        self.dtype = check_dtype(dtype)
+        self.random_state = random_state
+        self.user_factors: Any = None
+        self.item_factors: Any = None
+        self.user_biases: Any = None
+        self.item_biases: Any = None
+        self.global_mean = 0.0
+        self.user_ids: np.ndarray | None = None
+        self.item_ids: np.ndarray | None = None
+        self.report_: FitReport | None = None
+
+    def fit(
+        self,
+        ratings: Any,
+        *,
+        sample_weight: Any = None,
+        validation: Any = None,
+        callback: Callable[[int, float, float], Any] | None = None,
+        show_progress: bool = False,
+    ) -> Self:
+        """Train on ratings.
+
+        Parameters
+        ----------
+        ratings : sparse matrix, array or Interactions, shape (n_users, n_items)
+            Stored entries are ratings, stored zeros too; in a dense array zero means "missing".
+        sample_weight : optional
+            Weight of each rating: a sparse matrix with the same stored entries, a dense array of
+            the same shape, or a 1-D array aligned with ``ratings.data``. Weight 0 means "as if not
+            rated".
+        validation : optional
+            Ratings to watch: a matrix of the same shape, Interactions, or a tuple
+            ``(users, items, values)`` of row numbers and ratings. The factors with the lowest
+            validation RMSE are kept.
+        callback : callable, optional
+            ``callback(iteration, seconds, loss)`` after each iteration; ``report_`` is up to date
+            by then. May raise :class:`gpu_als.StopTraining`.
+        show_progress : bool
+
+        Returns
+        -------
+        ExplicitALS
+            The estimator itself.
+
+        Raises
+        ------
+        InputError
+            Ratings or a parameter cannot be used; the message says why.
+        """
+        matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
+        check_magnitude(matrix, dtype=self.dtype, name="ratings")
+        weights = None
+        if sample_weight is not None:
+            matrix, weights = aligned_weights(ratings, sample_weight, matrix)
+        self.global_mean = 0.0
+        if self.bias and matrix.nnz:
+            # float64 weights: np.average adds in the type of its arguments
+            wide = None if weights is None else weights.astype(np.float64)
+            self.global_mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
+        backend = get_backend(self.backend, num_threads=self.num_threads)
+        problems = both_sides(self._objective(), matrix, weights, self._width, backend)
+        model = self._start(matrix)
+        validate = None if validation is None else self._validator(validation, ratings, matrix)
+        self.report_ = FitReport(backend.device, entries=matrix.nnz)
+        schedule = Schedule(self.iterations, self.tol, self.patience)
+        if self.patience is not None and validate is None:
+            raise InputError("patience needs a validation set; pass fit(..., validation=...)")
+        train(
+            backend,
+            problems,
+            (self._solver("users"), self._solver("items")),
+            model,
+            schedule,
+            report=self.report_,
+            validate=validate,
+            callback=callback,
+            progress=show_progress,
+        )
+        self._set_factors(model.user_factors, model.item_factors)
+        self.user_ids = getattr(ratings, "user_ids", None)
+        self.item_ids = getattr(ratings, "item_ids", None)
+        return self
+
+    def predict(self, users: Any, items: Any) -> np.ndarray:
+        """Return predicted ratings of (user, item) pairs.
+
+        Parameters
+        ----------
+        users, items : int or array of int, shape (n,)
+            Row and column numbers; see :meth:`user_index` for ids.
+
+        Returns
+        -------
+        array, shape (n,)
+            Of the factors' dtype. A row without ratings contributes nothing but the mean.
+        """
+        self._check_fitted()
+        rows = check_index_array(users, len(self.user_factors), name="users")
+        columns = check_index_array(items, len(self.item_factors), name="items")
+        if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
+            raise InputError(f"users has {len(rows)} numbers and items {len(columns)}")
+        rows, columns = np.broadcast_arrays(rows, columns)
+        return self._predict(
+            np.column_stack([self.user_factors, self.user_biases]),
+            np.column_stack([self.item_factors, self.item_biases]),
+            rows,
+            columns,
+        )
+
+    def recommend(
+        self,
+        userid: Any,
+        user_items: Any = None,
+        N: int = 10,
+        filter_already_liked_items: bool = True,
+        filter_items: Any = None,
+        items: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items with the highest predicted ratings, for one user or for many.
+
+        Parameters
+        ----------
+        userid : int or array of int, shape (n,)
+        user_items : sparse matrix, shape (n, n_items)
+            One row of ratings per requested user; needed to filter.
+        N : int
+            Number of items; cut down to the number of candidates.
+        filter_already_liked_items : bool
+            Put the items rated in ``user_items`` last, with the lowest finite score.
+        filter_items : array of int, optional
+            Items to put last for every user.
+        items : array of int, optional
+            The only candidates.
+
+        Returns
+        -------
+        ids : int32 array, shape (N,) for one user, else (n, N)
+        ratings : array of the same shape
+            Falling; equal ratings by rising id.
+        """
+        self._check_fitted()
+        ids = check_index_array(userid, len(self.user_factors), name="userid")
+        liked = None
+        if filter_already_liked_items:
+            liked = requested_rows(user_items, len(ids), len(self.item_factors), "filter")
+        # the item's bias is one more factor whose partner is 1; so is what the user adds to all
+        base = self.user_biases[ids] + self.dtype.type(self.global_mean)
+        ones = np.ones(len(ids), self.dtype)
+        users = np.column_stack([self.user_factors[ids], ones, base])
+        ones = np.ones(len(self.item_factors), self.dtype)
+        partners = np.column_stack([self.item_factors, self.item_biases, ones])
+        backend = get_backend(self.backend, num_threads=self.num_threads)
+        found, scores = best_items(
+            backend, users, partners, N, liked=liked, filter_items=filter_items, items=items
+        )
+        return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
+
+    def fold_in_users(
+        self, ratings: Any, *, return_biases: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Return factors of users that were not trained on, exactly as a half-sweep would.
+
+        Parameters
+        ----------
+        ratings : sparse matrix or array, shape (n, n_items)
+        return_biases : bool
+            Return ``(factors, biases)``.
+
+        Returns
+        -------
+        array, shape (n, factors)
+            Zero for rows without ratings. With ``return_biases`` also an array of shape (n,).
+        """
+        self._check_fitted()
+        matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
+        check_magnitude(matrix, dtype=self.dtype, name="ratings")
+        matrix = requested_rows(matrix, matrix.shape[0], len(self.item_factors), "fold in")
+        matrix = matrix.astype(self.dtype)
+        solved = fold_in(
+            get_backend(self.backend, num_threads=self.num_threads),
+            self._objective(),
+            SparseRows.from_csr(matrix),
+            self._with_biases(self.item_factors, self.item_biases),
+            self._solver("users"),
+            "users",
+            bias=self.bias,
+        )
+        factors = solved[:, : self.factors]
+        if not return_biases:
+            return factors
+        return factors, solved[:, -1] if self.bias else np.zeros(len(solved), self.dtype)
+
+    def user_index(self, ids: Any) -> np.ndarray:
+        """Return the row numbers of users given by id; unknown ids are an InputError."""
+        return self._index(self.user_ids, ids, self.user_factors, "user ids")
+
+    def item_index(self, ids: Any) -> np.ndarray:
+        """Return the column numbers of items given by id; unknown ids are an InputError."""
+        return self._index(self.item_ids, ids, self.item_factors, "item ids")
+
+    def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
+        self._check_fitted()
+        plain = self.get_params()
+        plain["dtype"] = self.dtype.name
+        if not isinstance(self.random_state, int | np.integer):
+            plain["random_state"] = None
+        if not isinstance(self.solver, str):
+            plain["solver"] = None  # an option object; the model is complete without it
+        stored = {
+            "kind": _KIND,
+            "user_factors": self.user_factors,
+            "item_factors": self.item_factors,
+            "user_biases": self.user_biases,
+            "item_biases": self.item_biases,
+            "global_mean": self.global_mean,
+            "user_ids": self.user_ids,
+            "item_ids": self.item_ids,
+            **{f"param_{name}": value for name, value in plain.items()},
+        }
+        write_arrays(file, {name: value for name, value in stored.items() if value is not None})
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
+        """Read a model that :meth:`save` wrote.
+
+        Raises
+        ------
+        ModelFileError
+            The file is damaged or holds something else; the message says what.
+        """
+        stored = read_arrays(file)
+        if str(stored.get("kind", "")) != _KIND:
+            raise ModelFileError(f"{file}: no model of ExplicitALS")
+        try:
+            params = {
+                name.removeprefix("param_"): value.tolist()
+                for name, value in stored.items()
+                if name.startswith("param_")
+            }
+            if isinstance(params.get("regularization"), list):
+                params["regularization"] = tuple(params["regularization"])
+            params.setdefault("scale_regularization", None)
+            model = cls(**params)
+        except (ValueError, TypeError) as error:
+            raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
+        for side in ("user", "item"):
+            factors, biases = stored.get(f"{side}_factors"), stored.get(f"{side}_biases")
+            ids = stored.get(f"{side}_ids")
+            if (
+                factors is None
+                or biases is None
+                or factors.ndim != 2
+                or factors.shape[1] != model.factors
+                or biases.shape != factors.shape[:1]
+                or not (np.isfinite(factors).all() and np.isfinite(biases).all())
+                or (ids is not None and ids.shape != factors.shape[:1])
+            ):
+                raise ModelFileError(f"{file}: the {side} factors are missing or inconsistent")
+            setattr(model, f"{side}_factors", factors.astype(model.dtype))
+            setattr(model, f"{side}_biases", biases.astype(model.dtype))
+            setattr(model, f"{side}_ids", ids)
+        mean = stored.get("global_mean")
+        if mean is None or mean.shape != () or not np.isfinite(mean):
+            raise ModelFileError(f"{file}: global_mean is missing or no number")
+        model.global_mean = float(mean)
+        return model
+
+    @property
+    def _width(self) -> int:
+        """Columns of the factor matrices in training: the bias is one more factor."""
+        return self.factors + self.bias
+
+    def _objective(self) -> Explicit:
+        pair = self.regularization
+        count = self.scale_regularization == "count"
+        return Explicit(tuple(pair) if np.ndim(pair) else pair, count, self.global_mean)  # type: ignore[arg-type]
+
+    def _solver(self, side: str) -> Solver:
+        if self.nonnegative is True or self.nonnegative == side:
+            return NonNegative(free_columns=int(self.bias))
+        return as_solver(self.solver)
+
+    def _start(self, matrix: sp.csr_matrix) -> Model:
+        """Draw initial factors; rows without ratings start, and stay, at zero."""
+        rng = check_random_state(self.random_state)
+        sides = []
+        for side, size in zip(_SIDES, matrix.shape, strict=True):
+            factors = rng.standard_normal((size, self._width)) / np.sqrt(self.factors)
+            if self.nonnegative is True or self.nonnegative == side:
+                factors = np.abs(factors)
+            if self.bias:
+                factors[:, -1] = 0
+            sides.append(factors.astype(self.dtype))
+        sides[0][np.diff(matrix.indptr) == 0] = 0
+        sides[1][np.bincount(matrix.indices, minlength=matrix.shape[1]) == 0] = 0
+        return Model(sides[0], sides[1], self.bias)
+
+    def _set_factors(self, users: np.ndarray, items: np.ndarray) -> None:
+        for side, extended in (("user", users), ("item", items)):
+            biases = extended[:, -1].copy() if self.bias else np.zeros(len(extended), self.dtype)
+            setattr(self, f"{side}_factors", np.ascontiguousarray(extended[:, : self.factors]))
+            setattr(self, f"{side}_biases", biases)
+
+    def _with_biases(self, factors: np.ndarray, biases: np.ndarray) -> np.ndarray:
+        return np.column_stack([factors, biases]) if self.bias else factors
+
+    def _predict(
+        self, users: np.ndarray, items: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> np.ndarray:
+        """Predict pairs from factors whose last column is the bias, in bounded memory."""
+        out = np.empty(len(rows), self.dtype)
+        for start in range(0, len(rows), 1 << 16):
+            block = slice(start, start + (1 << 16))
+            user, item = users[rows[block]], items[columns[block]]
+            out[block] = np.einsum("nk,nk->n", user[:, :-1], item[:, :-1])
+            out[block] += user[:, -1] + item[:, -1] + self.dtype.type(self.global_mean)
+        return out
+
+    def _validator(
+        self, validation: Any, ratings: Any, matrix: sp.csr_matrix
+    ) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+        rows, columns, values = _triples(validation, ratings, matrix.shape)
+
+        def validate(users: np.ndarray, items: np.ndarray) -> dict[str, float]:
+            if not self.bias:  # a column of zeros in the place of the bias
+                users, items = (np.pad(side, ((0, 0), (0, 1))) for side in (users, items))
+            return {"rmse": rmse(values, self._predict(users, items, rows, columns))}
+
+        return validate
+
+    def _index(self, known: Any, ids: Any, factors: Any, name: str) -> np.ndarray:
+        self._check_fitted()
+        if known is None:
+            return check_index_array(ids, len(factors), name=name)
+        return lookup(known, ids, name=name)
+
+    def _check_fitted(self) -> None:
+        if self.user_factors is None:
+            raise NotFittedError("this model has no factors yet; call fit or load first")
+
+
+def _triples(
+    validation: Any, ratings: Any, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the validation set as row numbers, column numbers and ratings."""
+    if isinstance(validation, tuple):
+        if len(validation) != 3:
+            raise InputError("validation must be a matrix or a tuple (users, items, ratings)")
+        rows = check_index_array(validation[0], shape[0], name="validation users")
+        columns = check_index_array(validation[1], shape[1], name="validation items")
+        values = np.asarray(validation[2], np.float64)
+        if not len(rows) == len(columns) == len(values):
+            raise InputError("validation: users, items and ratings must have one length")
+    else:
+        if isinstance(validation, Interactions) and isinstance(ratings, Interactions):
+            same = all(
+                np.array_equal(getattr(validation, ids), getattr(ratings, ids))
+                for ids in ("user_ids", "item_ids")
+            )
+            if not same:
+                raise InputError(
+                    "validation: its ids are not those of ratings; pass "
+                    "ratings.encode(users, items, values, unknown='drop') instead"
+                )
+        entries = as_csr(validation, name="validation", dtype=np.float64).tocoo()
+        if entries.shape != shape:
+            raise InputError(f"validation has shape {entries.shape}; ratings has {shape}")
+        rows, columns, values = entries.row, entries.col, entries.data
+    if len(values) == 0 or not np.isfinite(values).all():
+        raise InputError("validation must hold at least one rating, and no NaN or inf")
+    return rows, columns, values

@@ -1,0 +1,86 @@
+"""Constructor parameters as scikit-learn users know them, without scikit-learn; argument checks."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+from typing import Any, Self
+
+import numpy as np
+
+from gpu_als.errors import InputError
+
+__all__ = ["HasParameters", "check_dtype", "check_integer", "check_nonnegative"]
+
+
+class HasParameters:
+    """Mixin: every constructor parameter is an attribute of the same name."""
+
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        signature = inspect.signature(cls.__init__)
+        return [name for name in signature.parameters if name != "self"]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor parameters by name.
+
+        Parameters
+        ----------
+        deep : bool
+            Accepted for scikit-learn; there are no nested estimators.
+        """
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set constructor parameters by name and return the estimator.
+
+        Raises
+        ------
+        InputError
+            For a name that is no parameter, or a value the constructor would refuse.
+        """
+        known = self._parameter_names()
+        for name in params:
+            if name not in known:
+                raise InputError(f"{name!r} is no parameter; the parameters are {', '.join(known)}")
+        fresh = type(self)(**{**self.get_params(), **params})  # the constructor checks values
+        for name in params:
+            setattr(self, name, getattr(fresh, name))
+        return self
+
+    def __repr__(self) -> str:
+        """Show the parameters that differ from their defaults."""
+        signature = inspect.signature(type(self).__init__).parameters
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self.get_params().items()
+            if value is not signature[name].default and value != signature[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def check_integer(value: Any, *, name: str, at_least: int) -> int:
+    """Return ``value`` as an int, or say what it must be."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise InputError(f"{name} must be an integer of at least {at_least}, not {value!r}")
+    return int(value)
+
+
+def check_nonnegative(value: Any, *, name: str, above_zero: bool = False) -> float:
+    """Return ``value`` as a finite float that is not negative, or say what it must be."""
+    limit = "above 0" if above_zero else "of at least 0"
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not good or not np.isfinite(float(value)) or value < 0 or (above_zero and value == 0):
+        raise InputError(f"{name} must be a finite number {limit}, not {value!r}")
+    return float(value)
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """Return the factors' dtype: float32 or float64."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise InputError(f"dtype must be numpy.float32 or numpy.float64, not {dtype!r}")
+    return found

@@ -1,0 +1,134 @@
+"""Both orientations of a problem, and rows solved on their own: what every estimator needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from gpu_als.backends.ops import Backend
+from gpu_als.data.matrix import as_csr
+from gpu_als.errors import InputError
+from gpu_als.objectives import Objective
+from gpu_als.row_problem import RowProblem, SparseRows
+from gpu_als.solvers import Solver
+from gpu_als.training import solve_side
+
+__all__ = ["aligned_weights", "both_sides", "fold_in"]
+
+
+def both_sides(
+    objective: Objective,
+    user_items: sp.csr_matrix,
+    weights: np.ndarray | None,
+    n_factors: int,
+    backend: Backend,
+) -> tuple[RowProblem, RowProblem]:
+    """Return the users' and the items' row problem of one matrix.
+
+    Parameters
+    ----------
+    user_items : csr_matrix, shape (n_users, n_items)
+    weights : array, shape (nnz,), or None
+        Aligned with ``user_items.data``.
+    """
+    item_users = user_items.T.tocsr()
+    item_weights = None
+    if weights is not None:
+        by_user = (weights, user_items.indices, user_items.indptr)
+        item_weights = sp.csr_matrix(by_user, shape=user_items.shape).T.tocsr().data
+    elements = backend.batch_elements
+    users = SparseRows.from_csr(user_items, weights)
+    items = SparseRows.from_csr(item_users, item_weights)
+    return (
+        objective.row_problem(users, n_factors, elements, "users"),
+        objective.row_problem(items, n_factors, elements, "items"),
+    )
+
+
+def fold_in(
+    backend: Backend,
+    objective: Objective,
+    rows: SparseRows,
+    fixed: np.ndarray,
+    solver: Solver,
+    side: str,
+    *,
+    bias: bool = False,
+) -> np.ndarray:
+    """Solve rows that training has not seen, exactly as a half-sweep would.
+
+    Parameters
+    ----------
+    rows : SparseRows
+        New rows of the ``side`` ("users" or "items").
+    fixed : array, shape (n_fixed, k)
+        Trained factors of the other side.
+
+    Returns
+    -------
+    array, shape (n_rows, k)
+        Zero for rows without entries and for rows with a singular system.
+    """
+    with backend.session():
+        problem = objective.row_problem(rows, fixed.shape[1], backend.batch_elements, side)
+        solved = backend.from_host(np.zeros((rows.n_rows, fixed.shape[1]), fixed.dtype))
+        on_device = backend.from_host(fixed)
+        solve_side(backend, backend.load(problem), on_device, solved, solver, bias=bias)
+        return backend.to_host(solved)
+
+
+def aligned_weights(
+    ratings: Any, sample_weight: Any, user_items: sp.csr_matrix
+) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Return the ratings that have a weight above zero, and those weights.
+
+    Parameters
+    ----------
+    ratings : matrix
+        As the user passed it.
+    sample_weight : array-like
+        A sparse matrix with the same stored entries, a dense one of the same shape, or a 1-D
+        array aligned with ``ratings.data``. Weight 0 means "as if not observed".
+    user_items : csr_matrix
+        ``ratings`` in validated form.
+    """
+    shape, dtype = user_items.shape, user_items.dtype
+    if sp.issparse(sample_weight):
+        weights = as_csr(sample_weight, name="sample_weight", dtype=dtype)
+    elif np.ndim(sample_weight) == 2:
+        dense = np.asarray(sample_weight, dtype)
+        rows = np.repeat(np.arange(shape[0]), np.diff(user_items.indptr))
+        if dense.shape != shape:
+            raise InputError(f"sample_weight has shape {dense.shape}; ratings has {shape}")
+        pattern = dense[rows, user_items.indices], user_items.indices, user_items.indptr
+        weights = as_csr(sp.csr_matrix(pattern, shape=shape), name="sample_weight", dtype=dtype)
+    else:
+        entries = getattr(ratings, "user_items", ratings)
+        if not sp.issparse(entries) or np.shape(sample_weight) != entries.data.shape:
+            raise InputError(
+                "sample_weight must be an array of the shape of ratings, or have one value for "
+                f"each entry of ratings.data; found shape {np.shape(sample_weight)}"
+            )
+        replaced = entries.copy()
+        replaced.data = np.asarray(sample_weight, dtype)
+        weights = as_csr(replaced, name="sample_weight", dtype=dtype)
+    same = (
+        weights.shape == shape
+        and np.array_equal(weights.indptr, user_items.indptr)
+        and np.array_equal(weights.indices, user_items.indices)
+    )
+    if not same or (sp.issparse(ratings) and ratings.nnz != user_items.nnz):
+        raise InputError(
+            "sample_weight must have the shape and the stored entries of ratings, once each; "
+            "build both from the same rows and columns"
+        )
+    if weights.data.min(initial=0) < 0:
+        raise InputError("sample_weight holds negative values; weights must be 0 or more")
+    kept = weights.data > 0
+    if kept.all():
+        return user_items, weights.data
+    before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[user_items.indptr]
+    some = user_items.data[kept], user_items.indices[kept], before
+    return sp.csr_matrix(some, shape=shape), weights.data[kept]
