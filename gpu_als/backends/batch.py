@@ -59,7 +59,7 @@ class Entries:
         return v if self.sign is None else self.sign * v
 
     def some(self, xp: Any, places: Array) -> Entries:
-        """Some rows of the batch in float64."""
+        """Return some rows of the batch in float64."""
         wide = [_widen(xp, a, places) for a in (self.weighted, self.tau, self.sign)]
         return Entries(*wide)
 
@@ -83,7 +83,7 @@ class Systems:
     base: Array | None
 
     def some(self, xp: Any, places: Array) -> Systems:
-        """Some rows of the batch in float64."""
+        """Return some rows of the batch in float64."""
         return Systems(_widen(xp, self.shift, places), _widen(xp, self.b0, places), self.base)
 
 
