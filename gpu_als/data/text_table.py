@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import math
 import warnings
 import zlib
@@ -229,9 +230,11 @@ def _sniff(line: str, suffix: str) -> str | None:
 
 
 def _fields(line: str, delimiter: str | None) -> list[str]:
-    if delimiter is not None and _is_quoting(delimiter):
-        fields = next(csv.reader([line], delimiter=delimiter))
-    else:
+    if not _is_quoting(delimiter):
+        return [field.strip() for field in line.split(delimiter)]
+    try:
+        fields = next(csv.reader([line], delimiter=delimiter or ","))
+    except csv.Error:  # reported, with its line, when the rows are read
         fields = line.split(delimiter)
     return [field.strip() for field in fields]
 
@@ -314,7 +317,8 @@ class _Table:
             else:
                 self._users.add(parsed["user"])
                 self._items.add(parsed["item"])
-                self._ratings.append(parsed["rating"])
+                if self._layout.rating is not None:
+                    self._ratings.append(parsed["rating"].copy())
 
     def triples(self) -> Triples:
         users, items = self._users.result(), self._items.result()
@@ -441,7 +445,8 @@ def _plain_rows(line: int, text: str, delimiter: str | None) -> Iterator[_Row]:
 def _quoted_rows(pieces: Iterator[_Piece], layout: _Layout) -> Iterator[_Row]:
     first_line, text = next(pieces)
     texts = chain([text], (text for _, text in pieces))
-    lines = (line for text in texts for line in text.splitlines(keepends=True))
+    # StringIO, unlike str.splitlines, ends lines at line feeds only.
+    lines = (line for text in texts for line in io.StringIO(text))
     reader = csv.reader(lines, delimiter=layout.delimiter or ",")
     try:
         for fields in reader:
