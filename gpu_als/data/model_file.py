@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -142,7 +143,10 @@ def _damage_reported(name: str) -> Iterator[None]:
         yield
     except ModelFileError:
         raise
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        # zipfile seeks wherever a corrupted directory points; other OSErrors are the disk's.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ModelFileError(
             f"{name}: truncated, corrupted or not a .npz file ({error}); write it again or restore "
             "it from a backup"

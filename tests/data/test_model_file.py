@@ -1,5 +1,6 @@
 """A model file is whole or absent, and a file that is not one does no harm."""
 
+import errno
 import io
 import os
 import pickle
@@ -180,6 +181,26 @@ def test_every_truncation_is_noticed(tmp_path, as_file):
             source.write_bytes(whole[:size])
         with pytest.raises(ModelFileError):
             read_arrays(source)
+
+
+def test_a_directory_that_points_before_the_file_is_damage(tmp_path):
+    content = bytearray(model_bytes())
+    content[-6:-2] = b"\xff\xff\xff\x7f"  # where the central directory starts
+    (tmp_path / "m.npz").write_bytes(content)
+    for source in (io.BytesIO(bytes(content)), tmp_path / "m.npz"):
+        with pytest.raises(ModelFileError, match="truncated, corrupted"):
+            read_arrays(source)
+
+
+def test_errors_of_the_disk_are_not_called_damage(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "m.npz", {"a": 1})
+
+    def fail(*_):
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", fail)
+    with pytest.raises(OSError, match="input/output error"):
+        read_arrays(tmp_path / "m.npz")
 
 
 @given(st.data())
