@@ -423,7 +423,7 @@ class ExplicitALS(HasParameters):
         rng = check_random_state(self.random_state)
         sides = []
         for side, size in zip(_SIDES, matrix.shape, strict=True):
-            factors = rng.standard_normal((size, self._width)) / np.sqrt(self.factors)
+            factors = rng.standard_normal((size, self._width)) * (0.1 / np.sqrt(self.factors))
             if self.nonnegative is True or self.nonnegative == side:
                 factors = np.abs(factors)
             if self.bias:
