@@ -10,12 +10,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import get_backend
-from gpu_als.data.ids import lookup
 from gpu_als.data.interactions import Interactions
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.data.splits import check_random_state
-from gpu_als.errors import InputError, ModelFileError, NotFittedError
+from gpu_als.errors import InputError, ModelFileError
+from gpu_als.estimators.external_ids import HasIds
 from gpu_als.estimators.params import (
     HasParameters,
     check_dtype,
@@ -37,7 +37,7 @@ _KIND = "gpu_als.ExplicitALS"
 _SIDES = ("users", "items")
 
 
-class ExplicitALS(HasParameters):
+class ExplicitALS(HasParameters, HasIds):
     """Matrix factorisation of ratings by alternating least squares.
 
     Predicts ``mean + b_u + b_i + x_u . y_i`` and minimises
@@ -142,8 +142,6 @@ class ExplicitALS(HasParameters):
         self.user_biases: Any = None
         self.item_biases: Any = None
         self.global_mean = 0.0
-        self.user_ids: np.ndarray | None = None
-        self.item_ids: np.ndarray | None = None
         self.report_: FitReport | None = None
 
     def fit(
@@ -214,8 +212,7 @@ class ExplicitALS(HasParameters):
             progress=show_progress,
         )
         self._set_factors(model.user_factors, model.item_factors)
-        self.user_ids = getattr(ratings, "user_ids", None)
-        self.item_ids = getattr(ratings, "item_ids", None)
+        self._take_ids(ratings)
         return self
 
     def predict(self, users: Any, items: Any) -> np.ndarray:
@@ -327,14 +324,6 @@ class ExplicitALS(HasParameters):
             return factors
         return factors, solved[:, -1] if self.bias else np.zeros(len(solved), self.dtype)
 
-    def user_index(self, ids: Any) -> np.ndarray:
-        """Return the row numbers of users given by id; unknown ids are an InputError."""
-        return self._index(self.user_ids, ids, self.user_factors, "user ids")
-
-    def item_index(self, ids: Any) -> np.ndarray:
-        """Return the column numbers of items given by id; unknown ids are an InputError."""
-        return self._index(self.item_ids, ids, self.item_factors, "item ids")
-
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
         self._check_fitted()
@@ -351,8 +340,7 @@ class ExplicitALS(HasParameters):
             "user_biases": self.user_biases,
             "item_biases": self.item_biases,
             "global_mean": self.global_mean,
-            "user_ids": self.user_ids,
-            "item_ids": self.item_ids,
+            **self._ids_to_store(),
             **{f"param_{name}": value for name, value in plain.items()},
         }
         write_arrays(file, {name: value for name, value in stored.items() if value is not None})
@@ -383,7 +371,6 @@ class ExplicitALS(HasParameters):
             raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
         for side in ("user", "item"):
             factors, biases = stored.get(f"{side}_factors"), stored.get(f"{side}_biases")
-            ids = stored.get(f"{side}_ids")
             if (
                 factors is None
                 or biases is None
@@ -391,12 +378,11 @@ class ExplicitALS(HasParameters):
                 or factors.shape[1] != model.factors
                 or biases.shape != factors.shape[:1]
                 or not (np.isfinite(factors).all() and np.isfinite(biases).all())
-                or (ids is not None and ids.shape != factors.shape[:1])
             ):
                 raise ModelFileError(f"{file}: the {side} factors are missing or inconsistent")
             setattr(model, f"{side}_factors", factors.astype(model.dtype))
             setattr(model, f"{side}_biases", biases.astype(model.dtype))
-            setattr(model, f"{side}_ids", ids)
+        model._restore_ids(stored, file)
         mean = stored.get("global_mean")
         if mean is None or mean.shape != () or not np.isfinite(mean):
             raise ModelFileError(f"{file}: global_mean is missing or no number")
@@ -465,16 +451,6 @@ class ExplicitALS(HasParameters):
             return {"rmse": rmse(values, self._predict(users, items, rows, columns))}
 
         return validate
-
-    def _index(self, known: Any, ids: Any, factors: Any, name: str) -> np.ndarray:
-        self._check_fitted()
-        if known is None:
-            return check_index_array(ids, len(factors), name=name)
-        return lookup(known, ids, name=name)
-
-    def _check_fitted(self) -> None:
-        if self.user_factors is None:
-            raise NotFittedError("this model has no factors yet; call fit or load first")
 
 
 def _triples(

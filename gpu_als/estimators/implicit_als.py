@@ -15,7 +15,8 @@ from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.data.splits import check_random_state
-from gpu_als.errors import InputError, ModelFileError, NotFittedError, ParameterWarning
+from gpu_als.errors import InputError, ModelFileError, ParameterWarning
+from gpu_als.estimators.external_ids import HasIds
 from gpu_als.estimators.params import (
     HasParameters,
     check_dtype,
@@ -39,7 +40,7 @@ _SAVED = (
 )  # fmt: skip
 
 
-class AlternatingLeastSquares(HasParameters):
+class AlternatingLeastSquares(HasParameters, HasIds):
     """Matrix factorisation of implicit feedback by alternating least squares.
 
     Minimises ``sum_all c_ui (p_ui - x_u . y_i)^2 + regularization (|X|^2 + |Y|^2)`` with the
@@ -86,6 +87,8 @@ class AlternatingLeastSquares(HasParameters):
     ----------
     user_factors : array, shape (n_users, factors), or None
     item_factors : array, shape (n_items, factors), or None
+    user_ids, item_ids : array or None
+        The ids of the rows and columns when trained on :class:`~gpu_als.Interactions` with ids.
     cg_steps : int
     fit_callback : callable or None
         Called like ``fit``'s callback when that is not given.
@@ -188,6 +191,7 @@ class AlternatingLeastSquares(HasParameters):
             progress=show_progress,
         )
         self.user_factors, self.item_factors = model.user_factors, model.item_factors
+        self._take_ids(user_items)
 
     def recommend(
         self,
@@ -283,7 +287,8 @@ class AlternatingLeastSquares(HasParameters):
         if not isinstance(seed, int | np.integer):
             plain["random_state"] = None
         plain["dtype"] = self.dtype.name
-        write_arrays(file, arrays | {k: v for k, v in plain.items() if v is not None})
+        plain = {name: value for name, value in plain.items() if value is not None}
+        write_arrays(file, arrays | self._ids_to_store() | plain)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
@@ -299,6 +304,8 @@ class AlternatingLeastSquares(HasParameters):
             _stored_factors(stored.pop(name, None), f"{file}: {name}")
             for name in ("user_factors", "item_factors")
         )
+        names = [name for name in ("user_ids", "item_ids") if name in stored]
+        ids = {name: stored.pop(name) for name in names}
         try:
             values = {name: array.item() for name, array in stored.items()}
             steps = values.pop("cg_steps", 3)
@@ -314,6 +321,7 @@ class AlternatingLeastSquares(HasParameters):
             )
         model.user_factors = users.astype(model.dtype)
         model.item_factors = items.astype(model.dtype)
+        model._restore_ids(ids, file)
         return model
 
     def _backend(self) -> Backend:
@@ -373,10 +381,6 @@ class AlternatingLeastSquares(HasParameters):
             self._backend(), self._objective(), SparseRows.from_csr(rows), fixed, Cholesky(), side
         )
         return solved[0] if scalar else solved
-
-    def _check_fitted(self) -> None:
-        if self.user_factors is None or self.item_factors is None:
-            raise NotFittedError("this model has no factors yet; call fit or load first")
 
 
 def _stored_factors(array: np.ndarray | None, where: str) -> np.ndarray:

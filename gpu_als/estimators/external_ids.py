@@ -1,0 +1,76 @@
+"""The ids of a model's users and items: remembered from training, stored, and looked up."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from gpu_als.data.ids import IdMap
+from gpu_als.errors import ModelFileError, NotFittedError
+
+__all__ = ["HasIds"]
+
+
+class HasIds:
+    """Mixin: a model with factors, and perhaps ids, of users and items."""
+
+    user_factors: Any
+    item_factors: Any
+    user_ids: np.ndarray | None = None
+    item_ids: np.ndarray | None = None
+
+    def user_index(self, ids: Any, *, unknown: Literal["raise", "drop"] = "raise") -> np.ndarray:
+        """Return the row numbers of users given by id.
+
+        Parameters
+        ----------
+        ids : id or array-like of ids, shape (n,)
+            Integers or strings, whichever the training data had. A model without ids takes row
+            numbers.
+        unknown : {"raise", "drop"}
+            Whether an unknown id is an error or gets row -1.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+
+        Raises
+        ------
+        InputError
+            For unknown ids; an :class:`~gpu_als.errors.IdRangeError` where row numbers are ids.
+        """
+        self._check_fitted()
+        known = IdMap(self.user_ids, len(self.user_factors))
+        return known.rows(ids, name="user ids", unknown=unknown)
+
+    def item_index(self, ids: Any, *, unknown: Literal["raise", "drop"] = "raise") -> np.ndarray:
+        """Return the column numbers of items given by id, as :meth:`user_index` does for users."""
+        self._check_fitted()
+        known = IdMap(self.item_ids, len(self.item_factors))
+        return known.rows(ids, name="item ids", unknown=unknown)
+
+    def _take_ids(self, interactions: Any) -> None:
+        """Remember the ids of the training data; a plain matrix has none."""
+        self.user_ids = getattr(interactions, "user_ids", None)
+        self.item_ids = getattr(interactions, "item_ids", None)
+
+    def _ids_to_store(self) -> dict[str, np.ndarray]:
+        """Return the arrays of ids that a model file needs."""
+        stored = {"user_ids": self.user_ids, "item_ids": self.item_ids}
+        return {name: ids for name, ids in stored.items() if ids is not None}
+
+    def _restore_ids(self, stored: dict[str, np.ndarray], file: Any) -> None:
+        """Take the ids out of what a model file holds, once the factors are set."""
+        for side, factors in (("user", self.user_factors), ("item", self.item_factors)):
+            ids = stored.pop(f"{side}_ids", None)
+            if ids is not None and (ids.shape != (len(factors),) or ids.dtype.kind not in "iuU"):
+                raise ModelFileError(
+                    f"{file}: {side}_ids must hold one integer or string for each of the "
+                    f"{len(factors)} {side}s, not {ids.dtype} of shape {ids.shape}"
+                )
+            setattr(self, f"{side}_ids", ids)
+
+    def _check_fitted(self) -> None:
+        if self.user_factors is None or self.item_factors is None:
+            raise NotFittedError("this model has no factors yet; call fit or load first")
