@@ -61,9 +61,9 @@ class HasIds:
         return {name: ids for name, ids in stored.items() if ids is not None}
 
     def _restore_ids(self, stored: dict[str, np.ndarray], file: Any) -> None:
-        """Take the ids out of what a model file holds, once the factors are set."""
+        """Take over the ids that a model file holds, once the factors are set."""
         for side, factors in (("user", self.user_factors), ("item", self.item_factors)):
-            ids = stored.pop(f"{side}_ids", None)
+            ids = stored.get(f"{side}_ids")
             if ids is not None and (ids.shape != (len(factors),) or ids.dtype.kind not in "iuU"):
                 raise ModelFileError(
                     f"{file}: {side}_ids must hold one integer or string for each of the "

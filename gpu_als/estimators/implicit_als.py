@@ -304,10 +304,9 @@ class AlternatingLeastSquares(HasParameters, HasIds):
             _stored_factors(stored.pop(name, None), f"{file}: {name}")
             for name in ("user_factors", "item_factors")
         )
-        names = [name for name in ("user_ids", "item_ids") if name in stored]
-        ids = {name: stored.pop(name) for name in names}
+        ids = {name: array for name, array in stored.items() if name in ("user_ids", "item_ids")}
         try:
-            values = {name: array.item() for name, array in stored.items()}
+            values = {name: array.item() for name, array in stored.items() if name not in ids}
             steps = values.pop("cg_steps", 3)
             known = {name: values[name] for name in cls._parameter_names() if name in values}
             model = cls(**known)
