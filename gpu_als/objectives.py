@@ -136,6 +136,8 @@ class Implicit:
         negative = (confidence < 1)[kept]
         indefinite = _rows_with(negative, gram.indptr) if negative.any() else None
         packing = pack_rows(count_entries(gram), n_factors, batch_elements, indefinite=indefinite)
+        if linear is not None:
+            linear = linear[np.append(packing.order, packing.long_rows).astype(np.int64)]
         return RowProblem(
             gram, packing, self.weigh, 1.0, float(self.regularization), linear, squared_loss=False
         )

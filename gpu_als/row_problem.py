@@ -88,6 +88,8 @@ class RowProblem:
         One ridge for all rows, or one for each.
     linear : matrix, shape (n_rows, n_fixed), or None
         Target weights of the entries whose gram weight is zero (sparse, or the whole dense X).
+        Its rows follow ``packing.order`` and then ``packing.long_rows``, so that a batch is a
+        slice.
     squared_loss : bool
         True where the observed part of the objective is ``sum g (t/g - s)^2`` over predictions
         ``s``; False where it is ``sum g s^2 - 2 t s``, the rest being constant.

@@ -6,7 +6,7 @@ k factors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_als.backends.conjugate_gradient import conjugate_gradient
@@ -30,38 +30,56 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Entries:
-    """The gathered entries of a batch, weighted so that every gram weight is 1 (or -1).
+    """The gathered entries of a batch.
+
+    With ``W = diag(root) rows`` every gram weight is 1 (or -1), and the targets are ``tau``.
+    Scaling the rows is put off until something needs W itself.
 
     Attributes
     ----------
-    weighted : array, shape (B, n, k)
-        ``W = root * fixed[indices]``; zero where padded.
+    rows : array, shape (B, n, k)
+        ``fixed[indices]``.
+    root : array, shape (B, n), or None
+        Square roots of the gram weights' sizes, zero where padded; None where all are 1.
     tau : array, shape (B, n)
         Targets ``t / root``; zero where padded.
     sign : array, shape (B, n), or None
         Signs of the gram weights, None where all are positive.
     """
 
-    weighted: Array
+    rows: Array
+    root: Array | None
     tau: Array
     sign: Array | None
 
     def predict(self, z: Array) -> Array:
         """``W z``, shape (B, n)."""
-        return (self.weighted @ z[:, :, None])[:, :, 0]
+        return self.rooted((self.rows @ z[:, :, None])[:, :, 0])
 
     def combine(self, v: Array) -> Array:
         """``W^T v``, shape (B, k)."""
-        return (v[:, None, :] @ self.weighted)[:, 0]
+        return (self.rooted(v)[:, None, :] @ self.rows)[:, 0]
+
+    def rooted(self, v: Array) -> Array:
+        """``root * v`` for ``v`` of shape (B, n)."""
+        return v if self.root is None else self.root * v
 
     def signed(self, v: Array) -> Array:
         """``sign * v`` for ``v`` of shape (B, n)."""
         return v if self.sign is None else self.sign * v
 
+    def scale_rows(self) -> Entries:
+        """Return the same entries with W as their rows; overwrites the gathered rows."""
+        if self.root is None:
+            return self
+        rows = self.rows
+        rows *= self.root[:, :, None]
+        return replace(self, rows=rows, root=None)
+
     def some(self, xp: Any, places: Array) -> Entries:
         """Return some rows of the batch in float64."""
-        wide = [_widen(xp, a, places) for a in (self.weighted, self.tau, self.sign)]
-        return Entries(*wide)
+        parts = [_widen(xp, a, places) for a in (self.rows, self.root, self.tau, self.sign)]
+        return Entries(*parts)
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ def gather(
     places = xp.arange(width)
     where = starts[:, None] + places
     valid = places < counts[:, None]
-    xp.minimum(where, len(rows.indices) - 1, out=where)  # padding reads some entry, masked below
+    xp.minimum(where, len(rows.indices) - 1, out=where)  # padding reads some entry, zeroed below
     indices = rows.indices[where]
     root, sign, tau = problem.weigh(
         xp, rows.values[where], None if rows.weights is None else rows.weights[where]
@@ -113,62 +131,103 @@ def gather(
     if problem.offset is not None:
         offset = problem.offset[indices]
         tau = tau - (offset if root is None else root * offset)
-    weighted = ops.workspace("weighted", (*where.shape, fixed.shape[1]), fixed.dtype)
-    ops.take_rows(fixed, indices, weighted)
-    if root is None:
-        weighted[~valid] = 0
-    else:
-        weighted *= (root * valid)[:, :, None]
+    if int(counts.min()) < width:
+        root = valid.astype(fixed.dtype) if root is None else root * valid
+        tau = tau * valid
+    gathered = ops.workspace("rows", (*where.shape, fixed.shape[1]), fixed.dtype)
+    ops.take_rows(fixed, indices, gathered)
     if scale is not None:
-        weighted *= scale[:, None, :]
-    return Entries(weighted, tau * valid, sign)
+        gathered *= scale[:, None, :]
+    return Entries(gathered, root, tau, sign)
 
 
 def linear_part(
-    problem: RowProblem, frame: Frame, rows: Array, scale: Array | None
+    problem: RowProblem, frame: Frame, place: slice, scale: Array | None
 ) -> Array | None:
-    """Return ``sum t_ui y_i`` over entries without gram weight, shape (B, k)."""
+    """Return ``sum t_ui y_i`` over entries without gram weight, shape (B, k).
+
+    ``place`` is the rows' place in ``problem.linear``.
+    """
     if problem.linear is None:
         return None
-    b0 = problem.linear[rows] @ frame.fixed
+    b0 = problem.linear[place] @ frame.fixed
     return b0 if scale is None else b0 * scale
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solved rows of a batch.
+
+    Attributes
+    ----------
+    z : array, shape (B, k)
+    q : array, shape (B, n)
+        ``W z``, the predictions.
+    failed : bool array, shape (B,)
+    path : str
+        "dual", "primal", "cg" or "nnls": the way the rows went.
+    entries : Entries
+        The batch's entries, which solving may have scaled.
+    """
+
+    z: Array
+    q: Array
+    failed: Array
+    path: str
+    entries: Entries
 
 
 def solve_batch(
     ops: Ops, entries: Entries, systems: Systems, solver: Solver, batch: Batch, start: Array | None
-) -> tuple[Array, Array, str]:
+) -> Solution:
     """Solve the rows of one batch.
 
     Parameters
     ----------
     start : array, shape (B, k), or None
         Where an iterative solver begins: the former values in the frame's coordinates.
-
-    Returns
-    -------
-    z : array, shape (B, k)
-    failed : bool array, shape (B,)
-    path : str
-        "dual", "primal", "cg" or "nnls": the way the rows went.
     """
     if isinstance(solver, ConjugateGradient):
-
-        def multiply(p: Array) -> Array:
-            out = systems.shift[:, None] * p
-            out += entries.combine(entries.signed(entries.predict(p)))
-            return out if systems.base is None else out + p @ systems.base
-
-        rhs = right_hand_side(entries, systems)
-        z = conjugate_gradient(ops.xp, multiply, rhs, start, solver.steps)
-        return z, ~ops.xp.isfinite(z).all(axis=1), "cg"
+        z, q = conjugate_gradient(ops.xp, _BatchSystem(entries, systems), start, solver.steps)
+        return Solution(z, q, ~ops.xp.isfinite(z).all(axis=1), "cg", entries)
+    path = "primal"
     if isinstance(solver, NonNegative):
+        entries, path = entries.scale_rows(), "nnls"
         lhs, rhs = primal_system(ops, entries, systems)
         z, failed = solve_nonnegative(ops, lhs, rhs, solver.free_columns)
-        return z, failed, "nnls"
-    k = entries.weighted.shape[2]
-    if batch.definite and systems.base is None and dual_is_cheaper(batch.width, k):
-        return *solve_dual(ops, entries, systems), "dual"
-    return *ops.cholesky_solve(*primal_system(ops, entries, systems)), "primal"
+    elif batch.definite and systems.base is None and dual_is_cheaper(*entries.rows.shape[1:]):
+        z, failed = solve_dual(ops, entries, systems)
+        path = "dual"
+    else:
+        entries = entries.scale_rows()
+        z, failed = ops.cholesky_solve(*primal_system(ops, entries, systems))
+    return Solution(z, entries.predict(z), failed, path, entries)
+
+
+@dataclass(frozen=True)
+class _BatchSystem:
+    """The rows' systems as operators, which never forms their matrices."""
+
+    entries: Entries
+    systems: Systems
+
+    def forward(self, p: Array) -> Array:
+        return self.entries.predict(p)
+
+    def curvature(self, p: Array, f: Array) -> Array:
+        total = (self.entries.signed(f) * f).sum(axis=1) + self.systems.shift * (p * p).sum(axis=1)
+        return total if self.systems.base is None else total + (p * (p @ self.systems.base)).sum(1)
+
+    def backward(self, p: Array, f: Array) -> Array:
+        return self.entries.combine(self.entries.signed(f)) + self._rest(p)
+
+    def residual(self, z: Array, f: Array) -> Array:
+        out = self.entries.combine(self.entries.tau - self.entries.signed(f)) - self._rest(z)
+        return out if self.systems.b0 is None else out + self.systems.b0
+
+    def _rest(self, p: Array) -> Array:
+        out = self.systems.shift[:, None] * p
+        return out if self.systems.base is None else out + p @ self.systems.base
 
 
 def dual_is_cheaper(n: int, k: int) -> bool:
@@ -183,12 +242,16 @@ def solve_dual(ops: Ops, entries: Entries, systems: Systems) -> tuple[Array, Arr
 
     A row with ``shift = 0`` and fewer entries than factors is singular and fails here.
     """
-    xp, w = ops.xp, entries.weighted
+    xp, rows, root = ops.xp, entries.rows, entries.root
     shift = systems.shift
     # A singular row must not spoil its batch: it gets some regular system and is marked failed.
     failed = shift <= 0
-    shift = xp.where(failed, 1, shift).astype(w.dtype)
-    s = _gram_with_diagonal(ops, w, w.swapaxes(1, 2), shift)
+    shift = xp.where(failed, 1, shift).astype(rows.dtype)
+    s = _gram(ops, rows, rows.swapaxes(1, 2))
+    if root is not None:
+        s *= root[:, :, None]
+        s *= root[:, None, :]
+    add_to_diagonal(s, shift)
     rhs = entries.tau
     if systems.b0 is not None:
         particular = systems.b0 / shift[:, None]
@@ -202,9 +265,11 @@ def solve_dual(ops: Ops, entries: Entries, systems: Systems) -> tuple[Array, Arr
 
 def primal_system(ops: Ops, entries: Entries, systems: Systems) -> tuple[Array, Array]:
     """Return ``lhs = base + shift I + W^T sign W`` (B, k, k) and ``rhs = b0 + W^T tau`` (B, k)."""
-    w = entries.weighted
-    right = w if entries.sign is None else w * entries.sign[:, :, None]
-    lhs = _gram_with_diagonal(ops, w.swapaxes(1, 2), right, systems.shift)
+    entries = entries.scale_rows()
+    rows = entries.rows
+    right = rows if entries.sign is None else rows * entries.sign[:, :, None]
+    lhs = _gram(ops, rows.swapaxes(1, 2), right)
+    add_to_diagonal(lhs, systems.shift)
     if systems.base is not None:
         lhs += systems.base
     return lhs, right_hand_side(entries, systems)
@@ -216,11 +281,10 @@ def right_hand_side(entries: Entries, systems: Systems) -> Array:
     return rhs if systems.b0 is None else rhs + systems.b0
 
 
-def _gram_with_diagonal(ops: Ops, left: Array, right: Array, shift: Array) -> Array:
+def _gram(ops: Ops, left: Array, right: Array) -> Array:
     m = left.shape[1]
     out = ops.workspace("lhs", (len(left), m, m), left.dtype)
     ops.xp.matmul(left, right, out=out)
-    add_to_diagonal(out, shift)
     return out
 
 

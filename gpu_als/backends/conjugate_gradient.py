@@ -1,50 +1,100 @@
-"""Conjugate gradients on many small systems at once."""
+"""Conjugate gradients on many small systems at once, with as few passes over the rows as it takes.
+
+A system is given by what it does to a vector: ``forward`` goes to the observations (``f = W p``),
+``backward`` comes back (``lhs p``). The curvature ``p . lhs p`` needs ``f`` only, so the last step
+never goes back; and ``f`` of the solution, which the loss is made of, is added up on the way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["conjugate_gradient"]
+__all__ = ["DenseSystem", "LinearSystem", "conjugate_gradient"]
 
 Array = Any
 
 
+class LinearSystem(Protocol):
+    """A batch of symmetric positive definite systems ``lhs z = rhs``."""
+
+    def forward(self, p: Array) -> Array:
+        """Return ``f``, linear in ``p`` (B, k)."""
+        ...
+
+    def curvature(self, p: Array, f: Array) -> Array:
+        """Return ``p . lhs p``, shape (B,), given ``f = forward(p)``."""
+        ...
+
+    def backward(self, p: Array, f: Array) -> Array:
+        """Return ``lhs p``, shape (B, k)."""
+        ...
+
+    def residual(self, z: Array, f: Array) -> Array:
+        """Return ``rhs - lhs z``, shape (B, k), given ``f = forward(z)``."""
+        ...
+
+
+class DenseSystem:
+    """Systems whose matrices are there: ``lhs`` (B, k, k) and ``rhs`` (B, k)."""
+
+    def __init__(self, lhs: Array, rhs: Array) -> None:
+        self.lhs, self.rhs = lhs, rhs
+
+    def forward(self, p: Array) -> Array:
+        """See :class:`LinearSystem`."""
+        return (self.lhs @ p[:, :, None])[:, :, 0]
+
+    def curvature(self, p: Array, f: Array) -> Array:
+        """See :class:`LinearSystem`."""
+        return (p * f).sum(axis=1)
+
+    def backward(self, p: Array, f: Array) -> Array:
+        """See :class:`LinearSystem`."""
+        return f
+
+    def residual(self, z: Array, f: Array) -> Array:
+        """See :class:`LinearSystem`."""
+        return self.rhs - f
+
+
 def conjugate_gradient(
-    xp: Any, multiply: Callable[[Array], Array], rhs: Array, start: Array, steps: int
-) -> Array:
-    """Take ``steps`` conjugate-gradient steps on every system of a batch.
+    xp: Any, system: LinearSystem, start: Array, steps: int
+) -> tuple[Array, Array]:
+    """Take ``steps`` conjugate-gradient steps from ``start`` on every system of a batch.
 
     Parameters
     ----------
-    multiply : callable
-        ``p -> lhs p`` for a batch of vectors, shape (B, k) to (B, k).
-    rhs, start : array, shape (B, k)
+    system : LinearSystem
+    start : array, shape (B, k)
     steps : int
+        At least 1.
 
     Returns
     -------
-    array, shape (B, k)
+    z : array, shape (B, k)
         A row whose residual has vanished stays where it is.
+    f : array
+        ``system.forward(z)``.
 
     References
     ----------
     Hestenes, Stiefel: Methods of conjugate gradients for solving linear systems, 1952.
     """
-    z = start.copy()
-    residual = rhs - multiply(z)
-    direction = residual.copy()
+    z, f = start.copy(), system.forward(start)
+    residual = system.residual(z, f)
+    direction = residual
     energy = xp.einsum("bk,bk->b", residual, residual)
     tiny = xp.finfo(z.dtype).tiny
     for step in range(steps):
-        image = multiply(direction)
-        curvature = xp.einsum("bk,bk->b", direction, image)
+        image = system.forward(direction)
+        curvature = system.curvature(direction, image)
         length = xp.where(curvature > tiny, energy / xp.maximum(curvature, tiny), 0)[:, None]
         z += length * direction
+        f = f + length * image
         if step == steps - 1:
             break
-        residual -= length * image
+        residual = residual - length * system.backward(direction, image)
         former, energy = energy, xp.einsum("bk,bk->b", residual, residual)
-        direction *= xp.where(former > tiny, energy / xp.maximum(former, tiny), 0)[:, None]
-        direction += residual
-    return z
+        turn = xp.where(former > tiny, energy / xp.maximum(former, tiny), 0)[:, None]
+        direction = residual + turn * direction
+    return z, f

@@ -18,7 +18,7 @@ from gpu_als.backends.batch import (
     primal_system,
     solve_batch,
 )
-from gpu_als.backends.conjugate_gradient import conjugate_gradient
+from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
 from gpu_als.backends.frame import Frame, make_frame
 from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.ops import Ops
@@ -87,8 +87,8 @@ def half_sweep(
     frame = make_frame(ops, problem, fixed, rotate=not isinstance(solver, NonNegative))
     sweep = _Sweep(ops, problem, frame, solved, solver)
     stats = HalfSweepStats()
-    for row in problem.packing.long_rows:
-        stats.add(sweep.solve_long_row(row))
+    for number, row in enumerate(problem.packing.long_rows):
+        stats.add(sweep.solve_long_row(row, number))
     for part in ops.map(sweep.solve_rows, problem.packing.batches):
         stats.add(part)
     return stats
@@ -105,12 +105,13 @@ class _Sweep:
     def solve_rows(self, batch: Batch) -> HalfSweepStats:
         """Solve one batch and write its rows."""
         xp, problem, frame = self.ops.xp, self.problem, self.frame
-        rows = problem.packing.order[batch.start : batch.stop]
+        place = slice(batch.start, batch.stop)
+        rows = problem.packing.order[place]
         scale = frame.column_scale(xp, rows)
-        b0 = linear_part(problem, frame, rows, scale)
+        b0 = linear_part(problem, frame, place, scale)
         systems = Systems(frame.shift(xp, rows), b0, frame.base)
         if batch.width == 0:
-            return self._solve_without_entries(rows, systems, scale)
+            return self._solve_without_entries(rows, place, systems, scale)
         starts = problem.rows.indptr[rows]
         counts = problem.rows.indptr[rows + 1] - starts
         entries = gather(self.ops, problem, frame, starts, counts, batch.width, scale)
@@ -121,9 +122,9 @@ class _Sweep:
         else:
             iterative = isinstance(self.solver, ConjugateGradient)
             start = self._former(rows, scale) if iterative else None
-            z, failed, path = solve_batch(self.ops, entries, systems, self.solver, batch, start)
-            stats.paths[path] += len(rows)
-            q = entries.predict(z)
+            solution = solve_batch(self.ops, entries, systems, self.solver, batch, start)
+            z, q, failed, entries = solution.z, solution.q, solution.failed, solution.entries
+            stats.paths[solution.path] += len(rows)
             if not iterative:
                 residual = self._residual(entries, systems, z, q, rows)
                 failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
@@ -139,7 +140,7 @@ class _Sweep:
         return stats
 
     def _solve_without_entries(
-        self, rows: Array, systems: Systems, scale: Array | None
+        self, rows: Array, place: slice, systems: Systems, scale: Array | None
     ) -> HalfSweepStats:
         """Rows without a system of their own: ``z = b0 / shift``, for all in one product."""
         xp, frame, problem = self.ops.xp, self.frame, self.problem
@@ -161,17 +162,21 @@ class _Sweep:
         objective = _row_terms(systems, z)
         if problem.linear is not None and problem.squared_loss:  # a dense X: all cells observed
             x, ridge = frame.leave(z, scale), frame.ridge_of(xp, rows)
-            objective = _total((problem.linear[rows] - z @ frame.fixed.T) ** 2)
+            objective = _total((problem.linear[place] - z @ frame.fixed.T) ** 2)
             objective += _total(ridge[:, None] * x * x)
         self._write(rows, z, scale, singular)
         return HalfSweepStats(Counter(shared=len(rows)), int(singular.sum()), 0.0, objective)
 
-    def solve_long_row(self, row: int) -> HalfSweepStats:
-        """Solve one row whose entries do not fit a batch, segment by segment in a fixed order."""
+    def solve_long_row(self, row: int, number: int) -> HalfSweepStats:
+        """Solve one row whose entries do not fit a batch, segment by segment in a fixed order.
+
+        ``row`` is the long row of that ``number`` in the packing.
+        """
         xp, ops, frame = self.ops.xp, self.ops, self.frame
         rows = xp.asarray([row])
         scale = frame.column_scale(xp, rows)
-        b0 = linear_part(self.problem, frame, rows, scale)
+        first = len(self.problem.packing.order) + number
+        b0 = linear_part(self.problem, frame, slice(first, first + 1), scale)
         systems = Systems(frame.shift(xp, rows), b0, frame.base)
         lhs, rhs = self._add_segments(row, systems, scale)
         stats = HalfSweepStats(Counter(long=1))
@@ -181,9 +186,7 @@ class _Sweep:
             single = lhs.astype(frame.fixed.dtype), rhs.astype(frame.fixed.dtype)
             if isinstance(self.solver, ConjugateGradient):
                 start = self._former(rows, scale)
-                z = conjugate_gradient(
-                    xp, lambda p: p @ single[0][0], single[1], start, self.solver.steps
-                )
+                z, _ = conjugate_gradient(xp, DenseSystem(*single), start, self.solver.steps)
                 failed = ~xp.isfinite(z).all(axis=1)
             else:
                 z, failed = self._solve_system(*single)
@@ -256,8 +259,8 @@ class _Sweep:
     ) -> Array:
         """Return ``|lhs x - rhs| / |rhs|`` of each row, given ``q = W z``."""
         xp = self.ops.xp
-        both = xp.stack([entries.signed(q) - entries.tau, entries.tau], axis=1) @ entries.weighted
-        misfit, rhs = both[:, 0] + systems.shift[:, None] * z, both[:, 1]
+        rhs = entries.combine(entries.tau)
+        misfit = systems.shift[:, None] * z + entries.combine(entries.signed(q)) - rhs
         if systems.base is not None:
             misfit += z @ systems.base
         if systems.b0 is not None:

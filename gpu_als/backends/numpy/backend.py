@@ -79,7 +79,7 @@ class NumpyBackend:
 
     def take_rows(self, matrix: np.ndarray, indices: np.ndarray, out: np.ndarray) -> None:
         """See :class:`gpu_als.backends.ops.Ops`."""
-        # "clip" lets take write straight into out, where "raise" would buffer.
+        # "clip" lets take write straight into out, where "raise" would buffer
         np.take(matrix, indices, axis=0, out=out, mode="clip")
 
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

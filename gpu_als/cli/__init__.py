@@ -1,0 +1,121 @@
+"""The command ``gpu-als``: parsing of arguments and printing, no numerics."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpu_als.cli import demo, evaluate, fit, info, recommend
+from gpu_als.errors import GpuAlsError
+
+__all__ = ["build_parser", "main"]
+
+_FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141  # the last two as a shell reports signals
+_EXAMPLES = """\
+start here:
+  gpu-als demo                                    train on made-up ratings, in seconds
+  gpu-als fit ratings.csv -o model.npz            train on your own
+  gpu-als recommend model.npz --users 7 --ratings ratings.csv
+  gpu-als evaluate model.npz test.csv
+  gpu-als info                                    versions, processors, GPU
+
+'gpu-als COMMAND --help' explains the options of a command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        0 for success, 2 for an error that was explained on stderr, 130 after Ctrl-C.
+    """
+    parser = build_parser()
+    try:
+        args = _parse(parser, argv)
+    except SystemExit as leave:  # --help, --version, or a usage error that argparse explained
+        return leave.code if isinstance(leave.code, int) else _FAILED
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return _FAILED
+    try:
+        with _plain_warnings():
+            code: int = args.run(args)
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _forget_stdout()
+        return _PIPE_CLOSED
+    except KeyboardInterrupt:
+        return _explain("interrupted; nothing was saved", _INTERRUPTED)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _explain(f"error: {what}")
+    except MemoryError as error:
+        return _explain(f"error: out of memory ({error}); try fewer --factors or --dtype float32")
+    except GpuAlsError as error:
+        return _explain(f"error: {error}")
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    args, rest = parser.parse_known_args(argv)
+    # argparse stops filling a list of files at the first option that stands between them
+    if rest and args.command == "evaluate" and not any(text.startswith("-") for text in rest):
+        args.files += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    from gpu_als import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="gpu-als",
+        description="Exact alternating least squares on GPU and CPU: learn from ratings or "
+        "clicks, recommend, and measure how well it works.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gpu-als {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for module in (demo, fit, recommend, evaluate, info):
+        module.add_command(commands)
+    return parser
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as one plain line, without the place in the source."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"gpu-als: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _forget_stdout() -> None:
+    """Keep the interpreter from failing once more when it flushes a closed pipe at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+
+
+def _explain(text: str, code: int = _FAILED) -> int:
+    print(f"gpu-als: {text}", file=sys.stderr)
+    return code

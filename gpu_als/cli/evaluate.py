@@ -1,0 +1,165 @@
+"""``gpu-als evaluate``: how well a model does on ratings it has not seen."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from gpu_als.cli.options import (
+    MODEL_OPTIONS,
+    add_device_options,
+    add_json_option,
+    add_model_options,
+    add_reading_options,
+    new_command,
+    reading_arguments,
+)
+from gpu_als.cli.output import print_json, print_pairs
+from gpu_als.errors import InputError
+
+__all__ = ["add_command", "run"]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = new_command(
+        commands,
+        "evaluate",
+        usage="gpu-als evaluate MODEL TEST [--train RATINGS] [options]\n"
+        "       gpu-als evaluate --split F RATINGS [options]",
+        short="measure a model on held-out ratings, or a choice of parameters on a split",
+        description="Prints RMSE and MAE of an explicit model; precision, recall, hit rate, NDCG "
+        "and MAP of the first K recommendations of an implicit one. With --split a model is "
+        "trained on one part of RATINGS, as 'gpu-als fit' would, and measured on the other.",
+        example="  gpu-als evaluate model.npz test.csv\n"
+        "  gpu-als evaluate model.npz test.csv --ranking --train train.csv -k 20\n"
+        "  gpu-als evaluate --split 0.2 ratings.csv --factors 32 --regularization 0.05",
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="MODEL TEST | RATINGS",
+        help="a saved model and the held-out file; with --split one file of ratings",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", type=float, metavar="F",
+        help="hold out this fraction of RATINGS at random and train on the rest",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train", metavar="RATINGS",
+        help="what the model was trained on, to be left out of the recommendations (default: "
+        "nothing is left out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ranking", action="store_true", help="measure recommendations of an explicit model too"
+    )
+    parser.add_argument("-k", type=int, default=10, metavar="K",
+                        help="length of the lists of recommendations (default: 10)")  # fmt: skip
+    parser.add_argument(
+        "--min-rating", type=float, metavar="R",
+        help="a recommendation is a hit if the held-out rating is at least R (default: if there is "
+        "one)",
+    )  # fmt: skip
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bar")
+    add_json_option(parser)
+    add_device_options(parser)
+    add_reading_options(parser)
+    add_model_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from gpu_als.cli import scoring
+    from gpu_als.cli.models import describe
+    from gpu_als.estimators import ExplicitALS
+
+    if args.k < 1:
+        raise InputError(f"-k must be at least 1, not {args.k}")
+    case = _saved(args) if args.split is None else _split(args)
+    model, rows, columns, ratings, had, n_dropped = case
+    if len(rows) == 0:
+        raise InputError("no test rating has a user and an item that the model knows")
+    explicit = isinstance(model, ExplicitALS)
+    results: dict[str, float] = {}
+    if explicit and ratings is not None:
+        results |= scoring.rating_metrics(model, rows, columns, ratings)
+    elif explicit and not args.ranking:
+        raise InputError("the test file has no ratings; pass --rating-column, or --ranking")
+    n_users = None
+    if args.ranking or not explicit:
+        if args.min_rating is not None:
+            if ratings is None:
+                raise InputError("--min-rating: the test file has no ratings; leave it out")
+            rows, columns = rows[ratings >= args.min_rating], columns[ratings >= args.min_rating]
+        test = scoring.pairs_matrix(model, rows, columns)
+        ranking, n_users = scoring.ranking_metrics(model, test, had, args.k)
+        results |= ranking
+    if args.json:
+        print_json(
+            {
+                "kind": "explicit" if explicit else "implicit",
+                "test_ratings": len(case[1]),
+                "dropped": n_dropped,
+                "ranked_users": n_users,
+                "metrics": results,
+            }
+        )
+        return 0
+    lines = [("model", describe(model)), ("test ratings", f"{len(case[1]):,}")]
+    if args.split is None:
+        lines.append(("dropped", f"{n_dropped:,} of users or items unknown to the model"))
+    if n_users is not None:
+        left_out = "" if had is not None else "; no --train, so nothing is left out of their lists"
+        lines.append(("users ranked", f"{n_users:,}{left_out}"))
+    print_pairs([*lines, *((name, f"{value:.4f}") for name, value in results.items())])
+    return 0
+
+
+def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
+    """Return model, test rows, columns and ratings, training matrix, number of dropped ratings."""
+    from gpu_als.cli import scoring
+    from gpu_als.cli.models import load_model
+    from gpu_als.data.readers import read_triples
+
+    if len(args.files) != 2:
+        raise InputError(
+            "evaluate takes two files, MODEL and TEST; or, with --split F, one file of ratings"
+        )
+    given = [name for name in MODEL_OPTIONS if getattr(args, name) is not None]
+    if given:
+        raise InputError(f"--{given[0].replace('_', '-')} needs --split; the model is trained")
+    model = load_model(args, args.files[0])
+    users, items, ratings = read_triples(args.files[1], **reading_arguments(args))
+    rows, columns, known = scoring.rows_of(model, users, items)
+    had = None
+    if args.train is not None:
+        pairs = read_triples(args.train, **reading_arguments(args))[:2]
+        had_rows, had_columns, had_known = scoring.rows_of(model, *pairs)
+        had = scoring.pairs_matrix(model, had_rows[had_known], had_columns[had_known])
+    if ratings is not None:
+        ratings = ratings[known]
+    return model, rows[known], columns[known], ratings, had, int((~known).sum())
+
+
+def _split(args: argparse.Namespace) -> tuple[Any, ...]:
+    """Train on one part of the ratings, and return what :func:`_saved` does."""
+    from gpu_als.cli.models import build_model, read_ratings, train
+    from gpu_als.data import Interactions, train_test_split
+
+    if len(args.files) != 1 or args.train is not None:
+        raise InputError("with --split pass one file of ratings, and no --train")
+    if not 0 < args.split < 1:
+        raise InputError(f"--split: found {args.split}; pass a fraction between 0 and 1")
+    if args.patience is not None:
+        raise InputError("--patience needs a validation set, which --split does not make")
+    model = build_model(args)
+    ratings = read_ratings(args, args.files[0])
+    kept, held_out = train_test_split(ratings, 1 - args.split, random_state=args.seed + 1)
+    train(
+        model,
+        Interactions.from_matrix(
+            kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
+        ),
+        progress=not args.quiet,
+    )
+    held_out = held_out.tocoo()
+    return model, held_out.row, held_out.col, held_out.data, kept, 0

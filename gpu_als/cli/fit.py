@@ -1,0 +1,200 @@
+"""``gpu-als fit``: train a model on a file of ratings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from os.path import samefile
+from typing import Any
+
+from gpu_als.cli.interrupt import GracefulInterrupt
+from gpu_als.cli.options import (
+    add_device_options,
+    add_json_option,
+    add_model_options,
+    add_reading_options,
+    new_command,
+    reading_arguments,
+)
+from gpu_als.cli.output import check_folder, print_json, say
+from gpu_als.cli.plotting import check_plot, plot_learning_curve
+from gpu_als.errors import InputError
+from gpu_als.report import FitReport
+
+__all__ = ["add_command", "run"]
+
+_INTERRUPTED = 130
+_RANKED = 10
+_WHY = {
+    "iterations": "all iterations were run",
+    "tol": "the loss had settled (--tol)",
+    "patience": "the validation RMSE no longer improved (--patience)",
+    "callback": "you pressed Ctrl-C",
+}
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = new_command(
+        commands,
+        "fit",
+        short="train a model on a file of ratings or clicks",
+        description="Trains a model and saves it. Ctrl-C lets the current iteration finish and "
+        "saves what there is; a second Ctrl-C aborts at once.",
+        example="  gpu-als fit ratings.csv -o model.npz --factors 32 --validation-fraction 0.1\n"
+        "  gpu-als fit plays.tsv -o model.npz --model implicit --alpha 40",
+    )
+    parser.add_argument("ratings", metavar="RATINGS", help="the file to learn from")
+    parser.add_argument(
+        "-o", "--output", metavar="MODEL.npz",
+        help="where to save the model (default: it is not saved)",
+    )  # fmt: skip
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument(
+        "--validation-fraction", type=float, metavar="F",
+        help="hold out this fraction of the ratings, at random, to measure the model: the RMSE "
+        "after each iteration for explicit, the ranking at the end for implicit (default: none)",
+    )  # fmt: skip
+    held_out.add_argument(
+        "--validation", metavar="FILE", help="measure the model on this file instead"
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="draw the learning curve")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bar")
+    add_json_option(parser)
+    add_model_options(parser)
+    add_device_options(parser)
+    add_reading_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from gpu_als.cli.models import build_model, describe, read_ratings, train
+
+    model = build_model(args)
+    _check_output(args)
+    check_plot(args.plot)
+    begin = time.perf_counter()
+    ratings = read_ratings(args, args.ratings)
+    n_users, n_items = ratings.shape
+    say(
+        args,
+        f"Read {ratings.nnz:,} ratings of {n_users:,} users on {n_items:,} items from "
+        f"{args.ratings} in {time.perf_counter() - begin:.1f} s",
+    )
+    ratings, validation = _hold_out(args, ratings)
+    with GracefulInterrupt() as interrupt:
+        train(
+            model, ratings,
+            validation=validation, callback=interrupt.callback, progress=not args.quiet,
+        )  # fmt: skip
+    report = model.report_
+    assert report is not None
+    saved = None
+    if args.output is not None:
+        model.save(args.output)
+        saved = args.output if args.output.endswith(".npz") else f"{args.output}.npz"
+    if args.plot and report.iterations:
+        plot_learning_curve(args.plot, report, title=f"Learning curve: {describe(model)}")
+    quality = {}
+    if args.model == "implicit" and validation is not None and not interrupt.requested:
+        quality = _rank(model, ratings, validation)
+    if args.json:
+        print_json(
+            {
+                "kind": args.model,
+                "users": n_users,
+                "items": n_items,
+                "training_ratings": ratings.nnz,
+                "validation_ratings": 0 if validation is None else len(validation[2]),
+                "validation": report.metrics[report.best_iteration - 1]
+                if report.metrics
+                else quality,
+                "interrupted": interrupt.requested,
+                "model": saved,
+                "report": report.to_dict(),
+            }
+        )
+    else:
+        _print_report(args, report, quality, saved, interrupt.requested)
+    return _INTERRUPTED if interrupt.requested else 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    check_folder(args.output, "-o")
+    if args.output is None:
+        return
+    target = args.output if args.output.endswith(".npz") else f"{args.output}.npz"
+    for source in (args.ratings, args.validation):
+        if (
+            source
+            and os.path.exists(target)
+            and os.path.exists(source)
+            and samefile(target, source)
+        ):
+            raise InputError(f"-o: {target} would overwrite the ratings; pass another name")
+
+
+def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
+    """Return the ratings to train on, and (rows, columns, values) to validate on or None."""
+    from gpu_als.data import Interactions, train_test_split
+    from gpu_als.data.readers import read_triples
+
+    if args.validation_fraction is not None:
+        if not 0 < args.validation_fraction < 1:
+            raise InputError(
+                f"--validation-fraction: found {args.validation_fraction}; pass a fraction between "
+                "0 and 1, such as 0.1"
+            )
+        kept, held_out = train_test_split(
+            ratings, 1 - args.validation_fraction, random_state=args.seed + 1
+        )
+        held_out = held_out.tocoo()
+        say(args, f"Held out {held_out.nnz:,} ratings for validation")
+        ratings = Interactions.from_matrix(
+            kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
+        )
+        return ratings, (held_out.row, held_out.col, held_out.data)
+    if args.validation is None:
+        return ratings, None
+    users, items, values = read_triples(args.validation, **reading_arguments(args))
+    if values is None and args.model == "explicit":
+        raise InputError(f"--validation: {args.validation} has no ratings; pass --rating-column")
+    validation = ratings.encode(users, items, values, unknown="drop")
+    dropped = len(users) - len(validation[2])
+    say(
+        args,
+        f"Read {len(users):,} ratings for validation from {args.validation}; dropped {dropped:,} "
+        "of users or items that are not in the training data",
+    )
+    return ratings, validation
+
+
+def _rank(model: Any, ratings: Any, validation: tuple[Any, Any, Any]) -> dict[str, float]:
+    from gpu_als.cli.scoring import pairs_matrix, ranking_metrics
+
+    test = pairs_matrix(model, validation[0], validation[1])
+    return ranking_metrics(model, test, ratings.user_items, _RANKED)[0]
+
+
+def _print_report(
+    args: argparse.Namespace,
+    report: FitReport,
+    quality: dict[str, float],
+    saved: str | None,
+    interrupted: bool,
+) -> None:
+    print(report)
+    print(f"stopped because {_WHY['callback' if interrupted else report.stopped]}")
+    if quality:
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
+        print(f"held-out ranking: {shown}")
+    if args.plot and report.iterations:
+        print(f"learning curve: {args.plot}")
+    if saved is None:
+        print("The model was not saved; pass -o MODEL.npz to keep it.")
+    elif interrupted:
+        print(f"Interrupted; saved the model of iteration {report.best_iteration} to {saved}")
+    else:
+        print(f"Saved the model to {saved}")

@@ -1,0 +1,124 @@
+"""``gpu-als info``: versions and devices, for a first check and for bug reports."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+from gpu_als.cli.options import add_json_option, new_command
+from gpu_als.cli.output import print_json, print_pairs
+
+__all__ = ["add_command", "run"]
+
+_INSTALL = (
+    "if this machine has an NVIDIA GPU, run pip install 'gpu-als[cuda13]', or 'gpu-als[cuda12]' "
+    "for a CUDA 12 driver"
+)
+_CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = new_command(
+        commands,
+        "info",
+        short="show versions, processors and the GPU, or why none is used",
+        description="Shows versions, processors and the GPU; where no GPU is used, why, and what "
+        "to install.",
+        example="  gpu-als info --json",
+    )
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    found = _collect()
+    if args.json:
+        print_json(found)
+        return 0
+    gpu = found["gpu"]
+    lines = [
+        ("gpu-als", found["gpu_als"]),
+        ("Python", f"{found['python']} on {found['platform']}"),
+        ("NumPy", found["numpy"]),
+        ("SciPy", found["scipy"]),
+        ("BLAS", ", ".join(found["blas"]) or "not recognised"),
+        ("CuPy", found["cupy"] or "not installed"),
+        ("processors", str(found["processors"])),
+    ]
+    if gpu is None:
+        lines += [("GPU", "none is used"), ("why", found["gpu_problem"])]
+    else:
+        lines += [
+            ("GPU", gpu["name"]),
+            ("GPU memory", f"{gpu['memory_bytes'] / 2**30:.1f} GiB"),
+            ("compute capability", gpu["compute_capability"]),
+        ]
+    lines.append(("backend 'auto'", "cupy, on the GPU" if gpu else "numpy, on the processors"))
+    print_pairs(lines)
+    return 0
+
+
+def _collect() -> dict[str, Any]:
+    import numpy as np
+    import scipy.linalg
+    import threadpoolctl
+
+    from gpu_als import __version__
+
+    gpu, problem = _gpu()
+    blas = {
+        f"{library['internal_api']} {library['version']}"
+        for library in threadpoolctl.threadpool_info()
+        if library["user_api"] == "blas"
+    }
+    return {
+        "gpu_als": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "blas": sorted(blas),
+        "cupy": _cupy_version(),
+        "processors": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "gpu": gpu,
+        "gpu_problem": problem,
+    }
+
+
+def _gpu() -> tuple[dict[str, Any] | None, str | None]:
+    """Return what is known of the GPU, or None and the reason why there is none."""
+    from gpu_als.backends import get_backend
+
+    if importlib.util.find_spec("cupy") is None:
+        return None, f"CuPy is not installed; {_INSTALL}"
+    try:
+        backend: Any = get_backend("cupy")
+        runtime = backend.xp.cuda.runtime
+        properties = runtime.getDeviceProperties(runtime.getDevice())
+    except Exception as error:  # whatever is broken there, this command is to say so
+        return None, str(error)
+    return {
+        "name": backend.device,
+        "memory_bytes": properties["totalGlobalMem"],
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "devices": runtime.getDeviceCount(),
+        "cuda_runtime": runtime.runtimeGetVersion(),
+        "cuda_driver": runtime.driverGetVersion(),
+    }, None
+
+
+def _cupy_version() -> str | None:
+    for package in _CUPY_PACKAGES:
+        try:
+            return f"{importlib.metadata.version(package)} ({package})"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

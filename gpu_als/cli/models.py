@@ -1,0 +1,115 @@
+"""From options to models, and from files to models."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zipfile
+from typing import Any
+
+from gpu_als import solvers
+from gpu_als.backends import get_backend
+from gpu_als.cli.options import EXPLICIT_OPTIONS, IMPLICIT_OPTIONS, reading_arguments
+from gpu_als.data import Interactions, read_interactions
+from gpu_als.errors import InputError
+from gpu_als.estimators import AlternatingLeastSquares, ExplicitALS
+
+__all__ = ["AnyModel", "build_model", "describe", "load_model", "read_ratings", "train"]
+
+AnyModel = AlternatingLeastSquares | ExplicitALS
+
+
+def build_model(args: argparse.Namespace) -> AnyModel:
+    """Return the model that the options describe; what was not given has the default."""
+    if args.backend != "auto":
+        get_backend(args.backend)  # fails now, if at all, and not after a long file was read
+    explicit = args.model == "explicit"
+    for name in IMPLICIT_OPTIONS if explicit else EXPLICIT_OPTIONS:
+        if getattr(args, name) is not None:
+            other = "implicit" if explicit else "explicit"
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} belongs to --model {other}; leave it out")
+    if args.cg_steps is not None and not (args.use_cg or (args.use_cg is None and not explicit)):
+        raise InputError("--cg-steps needs --use-cg")
+    own = EXPLICIT_OPTIONS if explicit else IMPLICIT_OPTIONS
+    names = ("factors", "regularization", "iterations", "dtype", *own)
+    chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    chosen |= {"num_threads": args.threads, "random_state": args.seed}
+    return _explicit(args, chosen) if explicit else _implicit(args, chosen)
+
+
+def read_ratings(args: argparse.Namespace, file: str) -> Interactions:
+    """Read what a model is to be trained on."""
+    duplicates: Any = args.duplicates or ("last" if args.model == "explicit" else "sum")
+    return read_interactions(
+        file, duplicates=duplicates, dtype=args.dtype, **reading_arguments(args)
+    )
+
+
+def train(
+    model: AnyModel,
+    ratings: Interactions,
+    *,
+    validation: Any = None,
+    callback: Any = None,
+    progress: bool = True,
+) -> None:
+    """Fit either kind of model; only an explicit one watches the validation set."""
+    if isinstance(model, ExplicitALS):
+        model.fit(ratings, validation=validation, callback=callback, show_progress=progress)
+    else:
+        model.fit(ratings, callback=callback, show_progress=progress)
+
+
+def load_model(args: argparse.Namespace, file: str) -> AnyModel:
+    """Read a model of either kind, to be used on the device that the options name."""
+    if _is_explicit(file):
+        explicit = ExplicitALS.load(file)
+        explicit.backend, explicit.num_threads = args.backend, args.threads
+        return explicit
+    implicit = AlternatingLeastSquares.load(file)
+    implicit.use_gpu, implicit.num_threads = _use_gpu(args), args.threads
+    return implicit
+
+
+def describe(model: AnyModel) -> str:
+    """Return the kind and size of a model in words."""
+    kind = "explicit" if isinstance(model, ExplicitALS) else "implicit"
+    users, items = len(model.user_factors), len(model.item_factors)
+    return f"{kind}, {model.factors} factors, {users:,} users, {items:,} items"
+
+
+def _explicit(args: argparse.Namespace, chosen: dict[str, Any]) -> ExplicitALS:
+    if chosen.get("scale_regularization") == "none":
+        chosen["scale_regularization"] = None
+    if chosen.get("nonnegative") == "both":
+        chosen["nonnegative"] = True
+    if args.use_cg:
+        steps = {} if args.cg_steps is None else {"steps": args.cg_steps}
+        chosen["solver"] = solvers.ConjugateGradient(**steps)
+    return ExplicitALS(backend=args.backend, **chosen)
+
+
+def _implicit(args: argparse.Namespace, chosen: dict[str, Any]) -> AlternatingLeastSquares:
+    if args.use_cg is not None:
+        chosen["use_cg"] = args.use_cg
+    model = AlternatingLeastSquares(use_gpu=_use_gpu(args), **chosen)
+    if args.cg_steps is not None:
+        if args.cg_steps < 1:
+            raise InputError(f"--cg-steps must be at least 1, not {args.cg_steps}")
+        model.cg_steps = args.cg_steps
+    return model
+
+
+def _use_gpu(args: argparse.Namespace) -> bool | None:
+    return {"auto": None, "cupy": True, "numpy": False}[args.backend]
+
+
+def _is_explicit(file: str) -> bool:
+    """Tell by its list of arrays; a file without one is left to ``load``, which explains."""
+    path = file if os.path.exists(file) else f"{file}.npz"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "kind.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        return False

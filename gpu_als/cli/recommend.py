@@ -1,0 +1,111 @@
+"""``gpu-als recommend``: the best items for some users, or for all."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from gpu_als.cli.options import (
+    add_device_options,
+    add_reading_options,
+    new_command,
+    reading_arguments,
+)
+from gpu_als.cli.output import check_folder
+from gpu_als.errors import InputError
+
+__all__ = ["add_command", "run"]
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = new_command(
+        commands,
+        "recommend",
+        short="print the best items for some users or all",
+        description="Prints, as CSV, the user, the rank, the item and the score of the best items. "
+        "Ids are those of the file that the model was trained on.",
+        example="  gpu-als recommend model.npz --users 7 12 -n 5 --ratings ratings.csv\n"
+        "  gpu-als recommend model.npz --users-file users.txt -o lists.csv",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a file that 'gpu-als fit' saved")
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument("--users", nargs="+", metavar="ID", help="the users (default: all)")
+    who.add_argument("--users-file", metavar="FILE", help="a file with one user id per line")
+    parser.add_argument("-n", type=int, default=10, metavar="N", help="items each (default: 10)")
+    parser.add_argument(
+        "--ratings", metavar="RATINGS",
+        help="leave out the items that a user has in this file, usually the one trained on "
+        "(default: nothing is left out)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.csv", help="write there (default: to the screen)"
+    )
+    add_device_options(parser)
+    add_reading_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import numpy as np
+
+    from gpu_als.cli.models import load_model
+    from gpu_als.cli.scoring import best_lists, pairs_matrix, rows_of
+    from gpu_als.data.readers import read_triples
+
+    check_folder(args.output, "-o")
+    if args.n < 1:
+        raise InputError(f"-n must be at least 1, not {args.n}")
+    model = load_model(args, args.model)
+    wanted = args.users if args.users_file is None else _read_ids(args.users_file)
+    users = np.arange(len(model.user_factors)) if wanted is None else model.user_index(wanted)
+    had = None
+    if args.ratings is not None:
+        rows, columns, known = rows_of(
+            model, *read_triples(args.ratings, **reading_arguments(args))[:2]
+        )
+        had = pairs_matrix(model, rows[known], columns[known])
+    n_written = 0
+    with _opened(args.output) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("user", "rank", "item", "score"))
+        for batch, found, scores in best_lists(model, users, had, args.n):
+            user_ids = batch if model.user_ids is None else model.user_ids[batch]
+            item_ids = found if model.item_ids is None else model.item_ids[found]
+            for user, items, places, values in zip(
+                user_ids.tolist(), item_ids.tolist(), found.tolist(), scores.tolist(), strict=True
+            ):
+                listed = [
+                    (user, rank, item, f"{value:.6g}")
+                    for rank, (item, place, value) in enumerate(
+                        zip(items, places, values, strict=True), 1
+                    )
+                    if place >= 0
+                ]
+                writer.writerows(listed)
+                n_written += len(listed)
+    if args.output is not None:
+        print(f"Wrote {n_written:,} recommendations for {len(users):,} users to {args.output}")
+    return 0
+
+
+def _read_ids(file: str) -> list[str]:
+    with open(file, encoding="utf-8-sig") as stream:
+        ids = [line.strip() for line in stream if not line.isspace()]
+    if not ids:
+        raise InputError(f"--users-file: {file} holds no id; write one per line")
+    return ids
+
+
+@contextmanager
+def _opened(file: str | None) -> Iterator[TextIO]:
+    if file is None:
+        yield sys.stdout
+    else:
+        with open(file, "w", encoding="utf-8", newline="") as stream:
+            yield stream
