@@ -1,0 +1,226 @@
+"""Half-sweeps of every objective, solver and precision against the float64 oracle.
+
+A solution may be off by the condition number of its system times the precision; ``_ERROR`` is how
+many times that each solver may take. Conjugate gradients run for three times as many steps as
+there are factors, and their rounding errors add up over them.
+"""
+
+import numpy as np
+import pytest
+from helpers import CASES, make_case, residuals, row_errors
+
+from gpu_als.backends.half_sweep import half_sweep
+from gpu_als.backends.numpy.backend import NumpyBackend
+from gpu_als.objectives import Explicit
+from gpu_als.row_problem import SparseRows
+from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+
+_ERROR = {Cholesky: 16, NonNegative: 16, ConjugateGradient: 256}
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
+# Small batches of 40 gathered rows: everything longer goes through in segments.
+BATCHES = pytest.mark.parametrize("per_factor", [1 << 16, 40], ids=["batches", "segments"])
+
+
+def keeps_its_value(case):
+    """Rows for which the objective asks nothing: neither entries nor a ridge."""
+    return case.ridges[0] == 0
+
+
+def expected_factors(case, solver):
+    if isinstance(solver, NonNegative):
+        expected = case.nonnegative_solution(solver.free_columns)
+    else:
+        expected = case.solution()
+    return np.where(keeps_its_value(case)[:, None], case.start, expected)
+
+
+def check_factors(case, solver, solved, dtype):
+    assert solved.dtype == dtype
+    errors = row_errors(solved, expected_factors(case, solver))
+    assert (errors <= _ERROR[type(solver)] * case.rounding(dtype)).all()
+
+
+def check_objective(case, solved, stats, dtype):
+    """Compare with the oracle; the statistics leave out a constant and the fixed side's ridge."""
+    total = stats.objective + case.objective.constant(case.rows)
+    total += case.ridges[1] @ (case.fixed**2).sum(axis=1)
+    expected = case.objective_at(solved.astype(np.float64))
+    assert total == pytest.approx(expected, rel=8 * float(np.finfo(dtype).eps))
+
+
+@DTYPES
+@BATCHES
+@pytest.mark.parametrize("kind", [Cholesky, ConjugateGradient, NonNegative])
+@pytest.mark.parametrize("name", CASES)
+def test_every_objective_matches_the_oracle(name, kind, per_factor, dtype):
+    case = make_case(name)
+    k = case.n_factors
+    solver = {
+        Cholesky: Cholesky(),
+        ConjugateGradient: ConjugateGradient(3 * k),
+        NonNegative: NonNegative(free_columns=int(case.bias)),
+    }[kind]
+    solved, stats = case.sweep(solver, dtype, batch_elements=per_factor * k)
+    check_factors(case, solver, solved, dtype)
+    check_objective(case, solved, stats, dtype)
+    assert stats.singular == keeps_its_value(case).sum()
+
+
+@DTYPES
+@pytest.mark.parametrize("name", CASES)
+def test_wide_factors_match_the_oracle(name, dtype):
+    """Forty factors: rows of 31 to 39 entries take the dual form too."""
+    case = make_case(name, 40)
+    solved, stats = case.sweep(Cholesky(), dtype, num_threads=2)
+    check_factors(case, Cholesky(), solved, dtype)
+    check_objective(case, solved, stats, dtype)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_very_few_factors_match_the_oracle(name, k):
+    case = make_case(name, k)
+    solver = NonNegative(free_columns=int(case.bias))
+    for how in (Cholesky(), solver):
+        solved, _ = case.sweep(how, np.float64, batch_elements=64)
+        check_factors(case, how, solved, np.float64)
+
+
+@pytest.mark.parametrize("name", ["explicit, weighted", "implicit", "ials, exponent", "dense"])
+def test_two_threads_match_the_oracle(name):
+    case = make_case(name)
+    for per_factor in (200, 40):
+        solved, _ = case.sweep(
+            Cholesky(), batch_elements=per_factor * case.n_factors, num_threads=2
+        )
+        check_factors(case, Cholesky(), solved, np.float64)
+
+
+def test_rows_go_the_documented_ways():
+    case = make_case("explicit", 40)
+    counts = np.diff(case.rows.indptr)
+    _, stats = case.sweep(Cholesky())
+    assert stats.paths["shared"] == (counts == 0).sum()
+    assert stats.paths["dual"] >= ((counts > 0) & (counts < 36)).sum()  # 39 is padded to 40
+    assert stats.paths["primal"] > 0
+    assert stats.paths["rescued"] == stats.paths["long"] == 0
+    assert stats.paths.total() == len(counts)
+    _, stats = case.sweep(Cholesky(), batch_elements=100 * 40)
+    assert stats.paths["long"] == (counts > 100).sum()
+    _, stats = case.sweep(ConjugateGradient(2))
+    assert stats.paths == {"cg": (counts > 0).sum(), "shared": (counts == 0).sum()}
+    _, stats = case.sweep(NonNegative())
+    assert stats.paths == {"nnls": (counts > 0).sum(), "shared": (counts == 0).sum()}
+
+
+def test_few_conjugate_gradient_steps_start_from_the_former_value():
+    """From the solution no step leads away; from elsewhere three steps come closer."""
+    case = make_case("explicit, scaled by count")
+    exact = case.solution()
+    backend = NumpyBackend(1)
+    problem = case.problem(np.float64, backend.batch_elements)
+    for batch_elements in (1 << 20, 40 * case.n_factors):
+        problem = case.problem(np.float64, batch_elements)
+        solved = exact.copy()
+        half_sweep(backend, problem, case.fixed, solved, ConjugateGradient(1))
+        assert row_errors(solved, exact).max() < 1e-12
+        near, far = exact + 1e-3 * case.start, case.start.copy()
+        for solved in (near, far):
+            before = np.linalg.norm(solved - exact)
+            half_sweep(backend, problem, case.fixed, solved, ConjugateGradient(3))
+            assert np.linalg.norm(solved - exact) < before / 2
+        assert np.linalg.norm(near - exact) < 1e-2 * np.linalg.norm(far - exact)
+
+
+class Sloppy(NumpyBackend):
+    """A backend whose solutions are off by a known relative error."""
+
+    def __init__(self, error, batch_elements):
+        super().__init__(1, batch_elements)
+        self.error = error
+
+    def cholesky_solve(self, lhs, rhs):
+        solution, failed = super().cholesky_solve(lhs, rhs)
+        rng = np.random.default_rng(solution.shape)
+        noise = self.error * rng.standard_normal(solution.shape)
+        return (solution * (1 + noise)).astype(solution.dtype), failed
+
+
+@DTYPES
+@BATCHES
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if "all of" not in name and "dense" not in name]
+)
+def test_the_reported_residual_is_that_of_the_factors(name, per_factor, dtype):
+    """Errors far above rounding, yet below the limit from which rows are solved again."""
+    case = make_case(name)
+    error = 2e-5 if dtype == np.float32 else 2e-8
+    ops = Sloppy(error, per_factor * case.n_factors)
+    solved, stats = case.sweep(Cholesky(), dtype, ops=ops)
+    true = residuals(case.systems, solved)[~keeps_its_value(case)].max()
+    limit = 1e-3 if dtype == np.float32 else 1e-6
+    assert error < true < limit
+    assert stats.residual == pytest.approx(true, rel=0.03)
+    assert stats.paths["rescued"] == 0
+
+
+@DTYPES
+@BATCHES
+@pytest.mark.parametrize("name", ["explicit, weighted", "implicit", "ials, exponent"])
+def test_rows_with_a_large_residual_are_solved_again(name, per_factor, dtype):
+    case = make_case(name)
+    solved, stats = case.sweep(Cholesky(), dtype, ops=Sloppy(0.3, per_factor * case.n_factors))
+    entries = np.diff(case.rows.indptr) > 0
+    assert stats.paths["rescued"] >= 0.8 * entries.sum()
+    assert stats.singular == 0
+    check_factors(case, Cholesky(), solved, dtype)
+    check_objective(case, solved, stats, dtype)
+    assert stats.residual < (1e-3 if dtype == np.float32 else 1e-6)
+
+
+class Unsettled(NumpyBackend):
+    """A backend that returns NaN, as an overflow would."""
+
+    def cholesky_solve(self, lhs, rhs):
+        return np.full_like(rhs, np.nan), np.zeros(len(rhs), bool)
+
+
+@BATCHES
+def test_not_a_number_never_reaches_the_factors(per_factor):
+    case = make_case("explicit")
+    ops = Unsettled(1, per_factor * case.n_factors)
+    solved, stats = case.sweep(Cholesky(), np.float32, ops=ops)
+    check_factors(case, Cholesky(), solved, np.float32)
+    assert np.isfinite(stats.objective)
+    assert stats.paths["rescued"] == (np.diff(case.rows.indptr) > 0).sum()
+
+
+@pytest.mark.parametrize("name", ["explicit", "implicit", "dense"])
+def test_the_fixed_side_and_the_entries_are_only_read(name):
+    case = make_case(name)
+    fixed = case.fixed.copy()
+    values = case.rows.values.copy() if name != "dense" else case.rows.copy()
+    case.sweep(Cholesky())
+    np.testing.assert_array_equal(case.fixed, fixed)
+    after = case.rows.values if name != "dense" else case.rows
+    np.testing.assert_array_equal(after, values)
+
+
+def test_repeated_entries_count_as_often_as_they_are_stored():
+    """Weight 2 is the same rating seen twice."""
+    rng = np.random.default_rng(31)
+    fixed = rng.standard_normal((9, 4))
+    indices, values = np.array([0, 3, 4, 8, 1, 2]), rng.uniform(1, 5, 6)
+    weights = np.array([1, 2, 3, 1, 2, 1])
+    once = SparseRows(np.array([0, 4, 6]), indices, values, weights.astype(float), 9)
+    repeated = SparseRows(
+        np.array([0, 7, 10]), np.repeat(indices, weights), np.repeat(values, weights), None, 9
+    )
+    backend, found = NumpyBackend(1), []
+    for rows in (once, repeated):
+        problem = Explicit(0.3, count_scaled=False).row_problem(rows, 4, 1 << 20, "users")
+        solved = np.zeros((2, 4))
+        stats = half_sweep(backend, problem, fixed, solved, Cholesky())
+        found.append((solved, stats.objective))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)

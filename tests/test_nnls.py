@@ -1,0 +1,107 @@
+"""Non-negative solves against SciPy's active-set solver and the optimality conditions."""
+
+import numpy as np
+import pytest
+from helpers import nonnegative_minimiser
+
+from gpu_als.backends.nnls import solve_nonnegative
+from gpu_als.backends.numpy.backend import NumpyBackend
+
+OPS = NumpyBackend(1)
+
+
+def systems(n_systems, k, *, decay=1.0, ridge=0.1, shift=0.0, seed=91):
+    """Draw ``lhs = A^T A + ridge I`` and ``rhs = A^T b``, the columns of A falling to ``decay``."""
+    rng = np.random.default_rng([seed, n_systems, k])
+    rows = (rng.standard_normal((n_systems, 2 * k, k)) + shift) * np.geomspace(1, decay, k)
+    target = rng.standard_normal((n_systems, 2 * k)) + shift
+    rows = rows[:, :, rng.permutation(k)]
+    lhs = rows.swapaxes(1, 2) @ rows + ridge * np.eye(k)
+    return lhs, (target[:, None, :] @ rows)[:, 0]
+
+
+def check_conditions(lhs, rhs, x, free=0, tolerance=1e-9):
+    """``x >= 0``, gradient ``>= 0``, and one of them 0 in every constrained coordinate."""
+    k = x.shape[1]
+    bound, loose = slice(0, k - free), slice(k - free, k)
+    gradient = (lhs @ x[:, :, None])[:, :, 0] - rhs
+    noise = tolerance * (np.abs(lhs) @ np.abs(x)[:, :, None])[:, :, 0].max(axis=1, keepdims=True)
+    noise += tolerance * np.abs(rhs).max(axis=1, keepdims=True)
+    assert (x[:, bound] >= 0).all()
+    assert (gradient[:, bound] >= -noise).all()
+    assert (np.abs(gradient)[:, loose] <= noise).all()
+    assert (np.where(x > 0, np.abs(gradient), 0)[:, bound] <= noise).all()
+
+
+@pytest.mark.parametrize("free", [0, 1, 3])
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 20, 33])
+def test_matches_scipy_row_by_row(k, free):
+    free = min(free, k)
+    lhs, rhs = systems(40, k)
+    x, failed = solve_nonnegative(OPS, lhs, rhs, free)
+    assert not failed.any()
+    expected = [nonnegative_minimiser(*system, free) for system in zip(lhs, rhs, strict=True)]
+    np.testing.assert_allclose(x, expected, rtol=0, atol=1e-10)
+    check_conditions(lhs, rhs, x, free)
+    if k > 3 and not free:
+        assert (x == 0).any(axis=1).mean() > 0.5  # the constraint is at work
+
+
+def test_float32():
+    lhs, rhs = (a.astype(np.float32) for a in systems(60, 16))
+    x, failed = solve_nonnegative(OPS, lhs, rhs)
+    assert x.dtype == np.float32
+    assert not failed.any()
+    wide = lhs.astype(np.float64), rhs.astype(np.float64)
+    expected = [nonnegative_minimiser(*system) for system in zip(*wide, strict=True)]
+    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-5)
+    check_conditions(*wide, x.astype(np.float64), tolerance=1e-5)
+
+
+def test_an_unconstrained_solution_that_is_positive_is_kept():
+    lhs, _ = systems(10, 5)
+    x_true = np.random.default_rng(92).uniform(1, 2, (10, 5))
+    x, failed = solve_nonnegative(OPS, lhs, (lhs @ x_true[:, :, None])[:, :, 0])
+    assert not failed.any()
+    np.testing.assert_allclose(x, x_true, rtol=1e-10)
+
+
+def test_a_right_hand_side_without_positive_entries_gives_zero():
+    lhs, rhs = systems(10, 6)
+    x, failed = solve_nonnegative(OPS, lhs, -np.abs(rhs))
+    assert not failed.any()
+    np.testing.assert_array_equal(x, 0)
+    x, failed = solve_nonnegative(OPS, lhs, np.zeros_like(rhs))
+    assert not failed.any()
+    np.testing.assert_array_equal(x, 0)
+
+
+@pytest.mark.parametrize("free", [0, 2])
+@pytest.mark.parametrize(("decay", "ridge", "shift"), [(1e-3, 1e-6, 0), (1e-2, 1e-8, 3), (1, 0, 5)])
+def test_ill_conditioned_systems_are_optimal(decay, ridge, shift, free):
+    """Condition numbers up to 1e8: the conditions hold, and no value is lost against SciPy."""
+    lhs, rhs = systems(60, 12, decay=decay, ridge=ridge, shift=shift)
+    x, failed = solve_nonnegative(OPS, lhs, rhs, free)
+    assert not failed.any()
+    check_conditions(lhs, rhs, x, free)
+    for matrix, right, found in zip(lhs, rhs, x, strict=True):
+        best = nonnegative_minimiser(matrix, right, free)
+        values = [0.5 * v @ matrix @ v - right @ v for v in (found, best)]
+        assert values[0] <= values[1] + 1e-9 * abs(values[1])
+
+
+def test_a_system_that_is_not_definite_is_flagged_alone():
+    lhs, rhs = systems(6, 4)
+    lhs[2] -= 100 * np.eye(4)
+    x, failed = solve_nonnegative(OPS, lhs, rhs)
+    np.testing.assert_array_equal(failed, [False, False, True, False, False, False])
+    good = ~failed
+    check_conditions(lhs[good], rhs[good], x[good])
+
+
+def test_a_system_does_not_depend_on_its_neighbours():
+    lhs, rhs = systems(30, 9)
+    together, _ = solve_nonnegative(OPS, lhs, rhs)
+    for u in range(30):
+        alone, _ = solve_nonnegative(OPS, lhs[u : u + 1], rhs[u : u + 1])
+        np.testing.assert_allclose(alone[0], together[u], rtol=1e-12, atol=1e-14)
