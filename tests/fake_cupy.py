@@ -1,0 +1,139 @@
+"""A stand-in for CuPy on the CPU: the parts of its interface the backend uses, over NumPy.
+
+It lets the CuPy backend's own lines run where there is no GPU: what is moved to the device, the
+addresses handed to cuSOLVER, the status read back. Arrays are a NumPy subclass whose ``data.ptr``
+is their address; the two cuSOLVER calls run LAPACK on the memory behind the addresses they get.
+That the real CuPy has every name used is tested apart (test_cupy_backend.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import types
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse
+
+
+class DeviceArray(np.ndarray):
+    """A NumPy array that tells its address as CuPy's do."""
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
+
+
+class CUDARuntimeError(RuntimeError):
+    """What CuPy raises without a usable GPU."""
+
+
+def _on_device(function):
+    def call(*args, **kwargs):
+        out = function(*args, **kwargs)
+        return out.view(DeviceArray) if isinstance(out, np.ndarray) else out
+
+    return call
+
+
+def _view(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    buffer = (ctypes.c_byte * size).from_address(address)
+    return np.frombuffer(buffer, dtype).reshape(shape)
+
+
+def _potrf(dtype: type):
+    def potrf(handle, uplo, n, addresses, lda, status, count):
+        states = _view(status, (count,), np.int32)
+        for number, address in enumerate(_view(addresses, (count,), np.uint64)):
+            matrix = _view(int(address), (n, lda), dtype)
+            try:  # LAPACK reads columns first: its lower triangle is the upper one here
+                upper = scipy.linalg.cholesky(np.triu(matrix).T, lower=True).T
+            except scipy.linalg.LinAlgError:
+                states[number] = 1
+            else:
+                states[number] = 0
+                matrix[...] = np.triu(upper) + np.tril(matrix, -1)
+
+    return potrf
+
+
+def _potrs(dtype: type):
+    def potrs(handle, uplo, n, n_rhs, matrices, lda, rhs, ldb, status, count):
+        assert n_rhs == 1
+        pairs = zip(
+            _view(matrices, (count,), np.uint64), _view(rhs, (count,), np.uint64), strict=True
+        )
+        for at_matrix, at_rhs in pairs:
+            upper = np.triu(_view(int(at_matrix), (n, lda), dtype))
+            vector = _view(int(at_rhs), (n,), dtype)
+            with contextlib.suppress(scipy.linalg.LinAlgError):  # after a failed factorisation
+                vector[...] = scipy.linalg.cho_solve((upper, False), vector, check_finite=False)
+
+    return potrs
+
+
+def _modules() -> dict[str, types.ModuleType]:
+    names = (
+        "cupy", "cupy.cuda", "cupy.cuda.device", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse",
+        "cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs",
+    )  # fmt: skip
+    modules = {name: types.ModuleType(name) for name in names}
+    cupy = modules["cupy"]
+    for name in dir(np):
+        if not name.startswith("__"):
+            setattr(cupy, name, getattr(np, name))
+    for name in (
+        "array", "asarray", "ascontiguousarray", "empty", "zeros", "ones", "full", "arange",
+        "where", "einsum",
+    ):  # fmt: skip
+        setattr(cupy, name, _on_device(getattr(np, name)))
+    cupy.asnumpy = np.array
+    cupy.cuda = modules["cupy.cuda"]
+    cupy.cuda.device = modules["cupy.cuda.device"]
+    cupy.cuda.device.get_cusolver_handle = lambda: 0
+    cupy.cuda.Device = contextlib.nullcontext
+    cupy.cuda.runtime = types.SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
+        getDevice=lambda: 0,
+        getDeviceProperties=lambda device: {"name": b"stand-in"},
+        memGetInfo=lambda: (1 << 30, 1 << 30),
+    )
+    modules["cupyx.scipy.sparse"].csr_matrix = scipy.sparse.csr_matrix
+    modules["cupyx"].scipy = modules["cupyx.scipy"]
+    modules["cupyx.scipy"].sparse = modules["cupyx.scipy.sparse"]
+    libs = modules["cupy_backends.cuda.libs"]
+    libs.cublas = types.SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0)
+    libs.cusolver = types.SimpleNamespace(
+        spotrfBatched=_potrf(np.float32),
+        dpotrfBatched=_potrf(np.float64),
+        spotrsBatched=_potrs(np.float32),
+        dpotrsBatched=_potrs(np.float64),
+    )
+    return modules
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[types.ModuleType]:
+    """Make ``import cupy`` find the stand-in, and forget modules that imported either."""
+
+    def is_affected(name: str) -> bool:
+        root = name.partition(".")[0]
+        return root in ("cupy", "cupyx", "cupy_backends") or name in (
+            "gpu_als.backends.cupy.cusolver",
+        )
+
+    before = {name: module for name, module in sys.modules.items() if is_affected(name)}
+    for name in before:
+        del sys.modules[name]
+    modules = _modules()
+    sys.modules.update(modules)
+    try:
+        yield modules["cupy"]
+    finally:
+        for name in [name for name in sys.modules if is_affected(name)]:
+            del sys.modules[name]
+        sys.modules.update(before)

@@ -1,0 +1,242 @@
+"""The CuPy backend: its own lines over a stand-in, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import fake_cupy
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+import gpu_als
+from gpu_als import backends
+from gpu_als.backends import get_backend
+from gpu_als.errors import BackendError, InputError
+
+SOURCES = sorted((Path(gpu_als.__file__).parent / "backends" / "cupy").glob("*.py"))
+
+
+def has_gpu() -> bool:
+    """Tell whether the tests marked gpu can run."""
+    return backends.cuda_is_usable()
+
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU that CuPy can use"),
+]
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=needs_gpu)])
+def cupy_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Make get_backend("cupy") work: over the stand-in, or on the GPU."""
+    if request.param == "gpu":
+        yield get_backend("cupy")
+        return
+    with fake_cupy.installed():
+        from gpu_als.backends.cupy.backend import CupyBackend
+
+        backend = CupyBackend()
+        backend.batch_elements = 20_000  # several batches and long rows on small data
+        monkeypatch.setattr(backends, "_cupy_backend", lambda: backend)
+        yield backend
+
+
+def ratings(seed: int = 11) -> sp.csr_matrix:
+    """Return ratings with short, long and empty rows."""
+    rng = np.random.default_rng(seed)
+    matrix = sp.random_array((60, 45), density=0.25, rng=rng, format="lil", dtype=np.float32)
+    matrix[3] = 0
+    matrix[5] = 1.0
+    matrix = sp.csr_matrix(matrix)
+    matrix.data = rng.integers(1, 6, matrix.nnz).astype(np.float32)
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def agree(a: np.ndarray, b: np.ndarray, rtol: float = 1e-4) -> None:
+    """Assert agreement in the sense of the norm."""
+    assert a.shape == b.shape
+    assert np.linalg.norm(a - b) <= rtol * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cg": False},
+        {"use_cg": True},
+        {"use_cg": False, "unobserved_weight": 0.3, "regularization_exponent": 0.5},
+        {"use_cg": False, "alpha": 0.5},  # confidences below 1: the indefinite path
+    ],
+    ids=["exact", "cg", "ials", "indefinite"],
+)
+def test_implicit_factors_agree_with_numpy(cupy_backend, options, dtype) -> None:
+    matrix = ratings()
+    models = [
+        gpu_als.AlternatingLeastSquares(
+            12, iterations=3, random_state=7, dtype=dtype, use_gpu=use_gpu, **options
+        )
+        for use_gpu in (True, False)
+    ]
+    for model in models:
+        model.fit(matrix, show_progress=False)
+    agree(models[0].user_factors, models[1].user_factors)
+    agree(models[0].item_factors, models[1].item_factors)
+    assert models[0].report_.losses == pytest.approx(models[1].report_.losses, rel=1e-5)
+    assert models[0].report_.user_rows == models[1].report_.user_rows or dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"nonnegative": True}, {"scale_regularization": None}, {"solver": "cg"}],
+    ids=["bias", "plain", "nonnegative", "unscaled", "cg"],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_explicit_factors_agree_with_numpy(cupy_backend, options, weighted) -> None:
+    matrix = ratings()
+    weight = np.random.default_rng(3).random(matrix.nnz) + 0.5 if weighted else None
+    models = [
+        gpu_als.ExplicitALS(6, 0.05, iterations=3, random_state=7, backend=name, **options)
+        for name in ("cupy", "numpy")
+    ]
+    for model in models:
+        model.fit(matrix, sample_weight=weight)
+    agree(models[0].user_factors, models[1].user_factors)
+    agree(models[0].item_factors, models[1].item_factors)
+    agree(models[0].item_biases, models[1].item_biases)
+    assert models[0].report_.losses == pytest.approx(models[1].report_.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_dense_factors_agree_with_numpy(cupy_backend, missing) -> None:
+    rng = np.random.default_rng(5)
+    dense = rng.standard_normal((20, 5)) @ rng.standard_normal((5, 30))
+    if missing is not None:
+        dense[rng.random(dense.shape) < 0.2] = np.nan
+    found = [
+        gpu_als.factorize(
+            dense,
+            4,
+            regularization=0.1,
+            missing=missing,
+            iterations=5,
+            random_state=2,
+            backend=name,
+        )
+        for name in ("cupy", "numpy")
+    ]
+    agree(found[0][0], found[1][0], 1e-8)
+    agree(found[0][1], found[1][1], 1e-8)
+
+
+def test_recommendations_agree_with_numpy(cupy_backend) -> None:
+    matrix = ratings()
+    model = gpu_als.AlternatingLeastSquares(8, iterations=2, random_state=7, use_gpu=False)
+    model.fit(matrix, show_progress=False)
+    users = np.arange(20)
+    expected, expected_scores = model.recommend(users, matrix[users], N=6)
+    model.use_gpu = True
+    found, scores = model.recommend(users, matrix[users], N=6)
+    assert (found == expected).mean() > 0.99
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)
+
+
+def test_a_system_that_is_not_positive_definite_is_flagged(cupy_backend) -> None:
+    xp = cupy_backend.xp
+    rng = np.random.default_rng(9)
+    a = rng.standard_normal((7, 5, 8))
+    lhs = a @ a.swapaxes(1, 2)
+    lhs[2] = -lhs[2]
+    rhs = rng.standard_normal((7, 5))
+    found, failed = cupy_backend.cholesky_solve(xp.asarray(lhs.copy()), xp.asarray(rhs))
+    assert [int(place) for place in np.flatnonzero(cupy_backend.to_host(failed))] == [2]
+    good = np.arange(7) != 2
+    expected = np.linalg.solve(lhs[good], rhs[good][:, :, None])[:, :, 0]
+    np.testing.assert_allclose(cupy_backend.to_host(found)[good], expected, rtol=1e-8)
+
+
+def test_auto_takes_numpy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_gpu() -> None:
+        raise BackendError("none")
+
+    monkeypatch.setattr(backends, "_cupy_backend", no_gpu)
+    assert get_backend("auto").name == "numpy"
+
+
+def test_auto_takes_the_gpu_where_there_is_one(cupy_backend) -> None:
+    assert get_backend("auto") is cupy_backend or has_gpu()
+
+
+def test_missing_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cupy", None)  # import cupy fails
+    with pytest.raises(BackendError, match=r"needs CuPy.*pip install 'gpu-als\[cuda13\]'"):
+        get_backend("cupy")
+
+
+def test_missing_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cupy.installed() as cupy:
+
+        def fail(*_: object) -> None:
+            raise fake_cupy.CUDARuntimeError("no CUDA-capable device is detected")
+
+        monkeypatch.setattr(cupy.cuda.runtime, "getDeviceProperties", fail)
+        with pytest.raises(BackendError, match=r"no usable GPU.*nvidia-smi.*backend='numpy'"):
+            get_backend("cupy")
+
+
+def test_unknown_backends_are_refused() -> None:
+    with pytest.raises(InputError, match=r"backend must be 'auto', 'numpy' or 'cupy'"):
+        get_backend("jax")
+
+
+def names_used(tree: ast.Module) -> set[str]:
+    """Return the dotted names under cupy, cupyx and cupy_backends that a module uses."""
+    roots = {"cupy": "cupy", "xp": "cupy"}
+    used = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.partition(".")[0] in ("cupy", "cupyx", "cupy_backends"):
+                    used.add(alias.name)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cupy"):
+            for alias in node.names:
+                roots[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if parts and isinstance(node, ast.Name) and node.id in roots:
+            used.add(".".join([roots[node.id], *reversed(parts)]))
+    return used
+
+
+SHARED = [
+    Path(gpu_als.__file__).parent / place
+    for place in (
+        "backends/batch.py", "backends/frame.py", "backends/half_sweep.py", "backends/nnls.py",
+        "backends/rescue.py", "backends/conjugate_gradient.py", "ranking/top_k.py", "objectives.py",
+        "training.py",
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", [*SOURCES, *SHARED], ids=lambda path: path.stem)
+def test_every_cupy_name_exists(source: Path) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed; nothing to check names against")
+    for name in sorted(names_used(ast.parse(source.read_text()))):
+        parts = name.split(".")
+        for cut in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:cut]))
+                break
+            except ImportError:
+                continue
+        for part in parts[cut:]:
+            # arrays' own methods follow module functions; stop at the first call result
+            assert hasattr(found, part), f"{source.name} uses {name}, which CuPy does not have"
+            found = getattr(found, part)
