@@ -72,7 +72,8 @@ def conjugate_gradient(
     Returns
     -------
     z : array, shape (B, k)
-        A row whose residual has vanished stays where it is.
+        A row stays where it is once its residual has vanished, or lies in the null space of its
+        matrix up to rounding.
     f : array
         ``system.forward(z)``.
 
@@ -84,11 +85,16 @@ def conjugate_gradient(
     residual = system.residual(z, f)
     direction = residual
     energy = xp.einsum("bk,bk->b", residual, residual)
-    tiny = xp.finfo(z.dtype).tiny
+    tiny, eps = xp.finfo(z.dtype).tiny, xp.finfo(z.dtype).eps
+    square, steepest = energy, xp.zeros_like(energy)  # |direction|^2, largest curvature for it
     for step in range(steps):
         image = system.forward(direction)
         curvature = system.curvature(direction, image)
-        length = xp.where(curvature > tiny, energy / xp.maximum(curvature, tiny), 0)[:, None]
+        steepest = xp.maximum(steepest, curvature / xp.maximum(square, tiny))
+        # What is left of a residual in a singular system's null space is noise, and a step could
+        # have any length: there is none. (0 * curvature hands on what overflowed.)
+        regular = (curvature > tiny) & (curvature > eps * steepest * square)
+        length = xp.where(regular, energy / xp.where(regular, curvature, 1), 0 * curvature)[:, None]
         z += length * direction
         f = f + length * image
         if step == steps - 1:
@@ -97,4 +103,5 @@ def conjugate_gradient(
         former, energy = energy, xp.einsum("bk,bk->b", residual, residual)
         turn = xp.where(former > tiny, energy / xp.maximum(former, tiny), 0)[:, None]
         direction = residual + turn * direction
+        square = xp.einsum("bk,bk->b", direction, direction)
     return z, f

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -29,10 +30,22 @@ from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
 __all__ = ["HalfSweepStats", "half_sweep"]
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 # An exact solve whose relative residual is larger than this is repeated in float64.
 _RESIDUAL_LIMIT = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-6}
+
+
+def _quietly(function: Callable[P, R]) -> Callable[P, R]:
+    """Silence overflow: rows that leave the range of float32 are found and solved again."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @dataclass
@@ -102,6 +115,7 @@ class _Sweep:
     solved: Array
     solver: Solver
 
+    @_quietly
     def solve_rows(self, batch: Batch) -> HalfSweepStats:
         """Solve one batch and write its rows."""
         xp, problem, frame = self.ops.xp, self.problem, self.frame
@@ -167,6 +181,7 @@ class _Sweep:
         self._write(rows, z, scale, singular)
         return HalfSweepStats(Counter(shared=len(rows)), int(singular.sum()), 0.0, objective)
 
+    @_quietly
     def solve_long_row(self, row: int, number: int) -> HalfSweepStats:
         """Solve one row whose entries do not fit a batch, segment by segment in a fixed order.
 
@@ -232,6 +247,7 @@ class _Sweep:
         xp, segment = self.ops.xp, self.problem.packing.segment
         first, last = (int(end) for end in self.problem.rows.indptr[row : row + 2])
 
+        @_quietly
         def run(start: int) -> R:
             count = min(segment, last - start)
             one = xp.asarray([start]), xp.asarray([count]), count

@@ -21,8 +21,10 @@ def cholesky_solve(lhs: Array, rhs: Array) -> tuple[Array, Array]:
     """See :meth:`gpu_als.backends.ops.Ops.cholesky_solve`."""
     lhs, solution = cupy.ascontiguousarray(lhs), rhs.astype(lhs.dtype, order="C", copy=True)
     n_systems, m = solution.shape
-    kind = {"f": "s", "d": "d"}[lhs.dtype.char]
-    factor, solve = (getattr(cusolver, f"{kind}{name}Batched") for name in ("potrf", "potrs"))
+    if lhs.dtype == cupy.float32:
+        factor, solve = cusolver.spotrfBatched, cusolver.spotrsBatched
+    else:
+        factor, solve = cusolver.dpotrfBatched, cusolver.dpotrsBatched
     handle, triangle = device.get_cusolver_handle(), cublas.CUBLAS_FILL_MODE_LOWER
     status = cupy.zeros(n_systems, dtype=cupy.int32)
     status_solve = cupy.zeros(1, dtype=cupy.int32)
