@@ -213,7 +213,8 @@ class _Sweep:
             singular = failed
             if bool(failed.any()):
                 stats.paths["rescued"] += 1
-                wide, singular = solve_carefully(ops, lhs, rhs, self.solver)
+                system = self._add_segments(row, systems, scale, wide=True)
+                wide, singular = solve_carefully(ops, *system, self.solver)
                 z = xp.where(singular, self._former(rows, scale), wide.astype(z.dtype))
         losses = self._map_segments(row, scale, lambda e: self._entry_loss(e, e.predict(z)))
         stats.singular = int(singular.sum())
@@ -221,8 +222,13 @@ class _Sweep:
         self._write(rows, z, scale, singular)
         return stats
 
-    def _add_segments(self, row: int, systems: Systems, scale: Array | None) -> tuple[Array, Array]:
-        """Return one long row's system in float64, shapes (1, k, k) and (1, k)."""
+    def _add_segments(
+        self, row: int, systems: Systems, scale: Array | None, *, wide: bool = False
+    ) -> tuple[Array, Array]:
+        """Return one long row's system in float64, shapes (1, k, k) and (1, k).
+
+        With ``wide`` the segments themselves are multiplied out in float64 too.
+        """
         xp, k = self.ops.xp, self.frame.fixed.shape[1]
         lhs, rhs = xp.zeros((1, k, k)), xp.zeros((1, k))
         add_to_diagonal(lhs, systems.shift)
@@ -233,6 +239,8 @@ class _Sweep:
         nothing = Systems(xp.zeros(1, self.frame.fixed.dtype), None, None)
 
         def system(entries: Entries) -> tuple[Array, Array]:
+            if wide:
+                entries = entries.some(xp, slice(None))
             part, target = primal_system(self.ops, entries, nothing)
             return part.astype(xp.float64), target
 
