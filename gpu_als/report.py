@@ -84,7 +84,8 @@ class FitReport:
             lines.append(f"kept iteration {self.best_iteration}: validation {shown}")
         for side, rows in (("users", self.user_rows), ("items", self.item_rows)):
             lines.append(f"{side}: " + ", ".join(f"{n} {way}" for way, n in sorted(rows.items())))
-        lines.append(f"largest relative residual {self.max_residual:.1e}")
+        if not {"cg"} >= (self.user_rows | self.item_rows).keys():
+            lines.append(f"largest relative residual {self.max_residual:.1e}")
         if self.singular_rows:
             lines.append(
                 f"{self.singular_rows} rows had a singular system and kept their former values; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import Any
 
 from gpu_als.backends.numpy.backend import NumpyBackend
@@ -29,11 +31,11 @@ def get_backend(backend: str = "auto", *, num_threads: int = 0) -> Backend:
     if not isinstance(num_threads, int) or num_threads < 0:
         raise InputError(f"num_threads must be 0 (all processors) or more, not {num_threads!r}")
     if backend == "numpy":
-        return NumpyBackend(num_threads)
+        return _numpy_backend(num_threads)
     if backend == "cupy":
         return _cupy_backend()
     if backend == "auto":
-        return _cupy_backend() if cuda_is_usable() else NumpyBackend(num_threads)
+        return _cupy_backend() if cuda_is_usable() else _numpy_backend(num_threads)
     raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
 
 
@@ -44,6 +46,17 @@ def cuda_is_usable() -> bool:
     except BackendError:
         return False
     return True
+
+
+@cache
+def _numpy_backend(num_threads: int) -> NumpyBackend:
+    """Keep one pool of threads for each number of them."""
+    return NumpyBackend(num_threads)
+
+
+if hasattr(os, "register_at_fork"):
+    # Threads do not survive a fork: the child process makes pools of its own.
+    os.register_at_fork(after_in_child=_numpy_backend.cache_clear)
 
 
 def _cupy_backend() -> Any:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,51 @@ __all__ = ["NumpyBackend"]
 
 _BATCH_ELEMENTS = 1 << 21
 """8 MB of float32 per thread: measured best between 1 << 18 and 1 << 23 (docs/performance.md)."""
+
+
+def _usable_processors() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _BlasLimit:
+    """The process's BLAS thread count, held to 1 while anyone works, restored after the last.
+
+    The count belongs to the whole process: two fits in two threads that each restored what they
+    found could leave it at 1 for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._controller: ThreadpoolController | None = None
+        self._limit: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._controller = self._controller or ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+
+
+_blas_limit = _BlasLimit()
+
+
+@contextmanager
+def _single_threaded_blas() -> Iterator[None]:
+    _blas_limit.enter()
+    try:
+        yield
+    finally:
+        _blas_limit.leave()
 
 
 class NumpyBackend:
@@ -38,17 +83,16 @@ class NumpyBackend:
     xp: Any = np
 
     def __init__(self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS) -> None:
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or _usable_processors()
         self.batch_elements = batch_elements
         self.device = f"CPU, {self.num_threads} thread" + "s" * (self.num_threads > 1)
         self._pool = ThreadPoolExecutor(self.num_threads)
         self._buffers = threading.local()
         self._held: dict[tuple[int, str], int] = {}
-        self._blas = ThreadpoolController()
 
     def session(self) -> AbstractContextManager[Any]:
         """Hold BLAS to one thread while batches run in threads of ours."""
-        return self._blas.limit(limits=1, user_api="blas")
+        return _single_threaded_blas()
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See :class:`gpu_als.backends.ops.Ops`; a bounded number of tasks is in flight."""
