@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_stdout()
         return _PIPE_CLOSED
     except KeyboardInterrupt:
-        return _explain("interrupted; nothing was saved", _INTERRUPTED)
+        return _explain("interrupted", _INTERRUPTED)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         return _explain(f"error: {what}")

@@ -162,6 +162,11 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
     if values is None and args.model == "explicit":
         raise InputError(f"--validation: {args.validation} has no ratings; pass --rating-column")
     validation = ratings.encode(users, items, values, unknown="drop")
+    if len(validation[2]) == 0:
+        raise InputError(
+            f"--validation: no rating in {args.validation} has a user and an item that occur in "
+            f"{args.ratings}"
+        )
     dropped = len(users) - len(validation[2])
     say(
         args,
