@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     from gpu_als.cli.models import build_model, describe, read_ratings, train
 
     model = build_model(args)
+    if args.patience is not None and args.validation is None and args.validation_fraction is None:
+        raise InputError("--patience needs --validation-fraction or --validation")
     _check_output(args)
     check_plot(args.plot)
     begin = time.perf_counter()

@@ -29,6 +29,8 @@ def build_model(args: argparse.Namespace) -> AnyModel:
             other = "implicit" if explicit else "explicit"
             option = name.replace("_", "-")
             raise InputError(f"--{option} belongs to --model {other}; leave it out")
+    if isinstance(args.regularization, tuple) and not explicit:
+        raise InputError("--regularization takes one number with --model implicit")
     if args.cg_steps is not None and not (args.use_cg or (args.use_cg is None and not explicit)):
         raise InputError("--cg-steps needs --use-cg")
     own = EXPLICIT_OPTIONS if explicit else IMPLICIT_OPTIONS

@@ -61,6 +61,8 @@ def test_parser_offers_every_command():
         (["fit", "missing.csv"], "missing.csv: No such file"),
         (["fit", "x.csv", "--alpha", "2"], "--alpha belongs to --model implicit"),
         (["fit", "x.csv", "--model", "implicit", "--tol", "0.1"], "--tol belongs to --model expl"),
+        (["fit", "x.csv", "--patience", "2"], "--patience needs --validation"),
+        (["fit", "x.csv", "--model", "implicit", "--regularization", "1,2"], "takes one number"),
         (["fit", "x.csv", "--cg-steps", "2"], "--cg-steps needs --use-cg"),
         (["fit", "x.csv", "--factors", "0"], "factors must be"),
         (["fit", "x.csv", "-o", "no_such_folder/m.npz"], "create it first"),
