@@ -92,7 +92,7 @@ class Systems:
         Added to the diagonal.
     b0 : array, shape (B, k), or None
         The part of the right-hand side that comes from entries without gram weight.
-    base : array, shape (k, k), or None
+    base : float64 array, shape (k, k), or None
         Shared part of the matrix, in frames that keep it.
     """
 
@@ -271,7 +271,7 @@ def primal_system(ops: Ops, entries: Entries, systems: Systems) -> tuple[Array, 
     lhs = _gram(ops, rows.swapaxes(1, 2), right)
     add_to_diagonal(lhs, systems.shift)
     if systems.base is not None:
-        lhs += systems.base
+        lhs += systems.base.astype(lhs.dtype)
     return lhs, right_hand_side(entries, systems)
 
 

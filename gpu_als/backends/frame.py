@@ -39,7 +39,7 @@ class Frame:
         ``x = rotation z``, before any column scaling; None for the identity.
     eigenvalues : array, shape (k,), or None
         Of the base, in rotated frames.
-    base : array, shape (k, k), or None
+    base : float64 array, shape (k, k), or None
         The base itself, in frames that do not diagonalise it.
     ridge : array, shape (n_rows,), or float
     singular : bool
@@ -131,7 +131,6 @@ def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> 
     largest = eigenvalues[-1] + xp.min(xp.asarray(ridge))
     singular = bool(smallest <= len(base) * np.finfo(np.float64).eps * largest)
     if singular or not rotate:
-        base = base.astype(fixed.dtype)
         return Frame(fixed, None, None, base, ridge, singular)
     per_row = not isinstance(ridge, float)
     rotation = vectors if per_row else vectors / xp.sqrt(eigenvalues + ridge)

@@ -139,13 +139,21 @@ class _Sweep:
             solution = solve_batch(self.ops, entries, systems, self.solver, batch, start)
             z, q, failed, entries = solution.z, solution.q, solution.failed, solution.entries
             stats.paths[solution.path] += len(rows)
+            singular = xp.zeros(len(rows), bool)
             if not iterative:
                 residual = self._residual(entries, systems, z, q, rows)
                 failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
+                if systems.base is None:  # fewer entries than factors and nothing added to them
+                    singular = (systems.shift <= 0) & (counts < z.shape[1])
+                    failed |= singular
                 stats.residual = float(xp.where(failed, 0, residual).max())
-            singular = xp.zeros(len(rows), bool)
             if bool(failed.any()):
-                z, singular = self._rescue(entries, systems, z, failed, counts, stats)
+
+                def system(some: Array) -> tuple[Array, Array]:
+                    wide = entries.some(xp, some), systems.some(xp, some)
+                    return primal_system(self.ops, *wide)
+
+                z, singular = self._rescue(system, z, failed, singular, stats)
                 z = xp.where(singular[:, None], self._former(rows, scale), z)
                 q = entries.predict(z)
         stats.singular = int(singular.sum())
@@ -159,6 +167,7 @@ class _Sweep:
         """Rows without a system of their own: ``z = b0 / shift``, for all in one product."""
         xp, frame, problem = self.ops.xp, self.frame, self.problem
         k = frame.fixed.shape[1]
+        stats = HalfSweepStats(Counter(shared=len(rows)))
         singular = xp.full(len(rows), frame.singular)
         if systems.base is None:
             singular |= systems.shift <= 0
@@ -167,10 +176,18 @@ class _Sweep:
         elif systems.base is None:
             z = systems.b0 / xp.where(singular, 1, systems.shift)[:, None]
         else:
-            lhs = xp.broadcast_to(systems.base, (len(rows), k, k)).copy()
+            lhs = xp.broadcast_to(systems.base, (len(rows), k, k)).astype(systems.b0.dtype)
             add_to_diagonal(lhs, systems.shift)
             z, failed = self._solve_system(lhs, systems.b0)
-            singular |= failed
+
+            def system(some: Array) -> tuple[Array, Array]:
+                wide = systems.some(xp, some)
+                lhs = xp.broadcast_to(wide.base, (len(some), k, k)).copy()
+                add_to_diagonal(lhs, wide.shift)
+                return lhs, wide.b0
+
+            z, hopeless = self._rescue(system, z, failed, singular, stats)
+            singular |= hopeless
         if bool(singular.any()):
             z = xp.where(singular[:, None], self._former(rows, scale), z)
         objective = _row_terms(systems, z)
@@ -179,7 +196,8 @@ class _Sweep:
             objective = _total((problem.linear[place] - z @ frame.fixed.T) ** 2)
             objective += _total(ridge[:, None] * x * x)
         self._write(rows, z, scale, singular)
-        return HalfSweepStats(Counter(shared=len(rows)), int(singular.sum()), 0.0, objective)
+        stats.singular, stats.objective = int(singular.sum()), objective
+        return stats
 
     @_quietly
     def solve_long_row(self, row: int, number: int) -> HalfSweepStats:
@@ -308,25 +326,26 @@ class _Sweep:
 
     def _rescue(
         self,
-        entries: Entries,
-        systems: Systems,
+        system: Callable[[Array], tuple[Array, Array]],
         z: Array,
         failed: Array,
-        counts: Array,
+        singular: Array,
         stats: HalfSweepStats,
     ) -> tuple[Array, Array]:
-        """Repeat the failed rows in float64; return all rows and which are singular."""
+        """Repeat the failed rows in float64; return all rows and which are singular.
+
+        ``system(places)`` gives ``lhs`` and ``rhs`` of some rows of the batch; ``singular`` says
+        which need no looking at.
+        """
         xp, k = self.ops.xp, z.shape[1]
-        z, singular = z.copy(), xp.zeros(len(z), bool)
-        if systems.base is None:  # fewer entries than factors and nothing added: no need to look
-            singular = failed & (systems.shift <= 0) & (counts < k)
+        z, singular = z.copy(), singular.copy()
         places = xp.flatnonzero(failed & ~singular)
-        stats.paths["rescued"] += len(places)
+        if len(places):
+            stats.paths["rescued"] += len(places)
         height = max(1, self.ops.batch_elements // (4 * k * k))
         for first in range(0, len(places), height):
             some = places[first : first + height]
-            system = primal_system(self.ops, entries.some(xp, some), systems.some(xp, some))
-            wide, singular[some] = solve_carefully(self.ops, *system, self.solver)
+            wide, singular[some] = solve_carefully(self.ops, *system(some), self.solver)
             z[some] = wide.astype(z.dtype)
         return z, singular
 
