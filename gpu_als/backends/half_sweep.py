@@ -154,11 +154,12 @@ class _Sweep:
                     return primal_system(self.ops, *wide)
 
                 z, singular = self._rescue(system, z, failed, singular, stats)
-                z = xp.where(singular[:, None], self._former(rows, scale), z)
                 q = entries.predict(z)
+        final, singular = self._write(rows, z, scale, singular)
+        if final is not z:
+            q = entries.predict(final)
         stats.singular = int(singular.sum())
-        stats.objective = self._entry_loss(entries, q) + _row_terms(systems, z)
-        self._write(rows, z, scale, singular)
+        stats.objective = self._entry_loss(entries, q) + _row_terms(systems, final)
         return stats
 
     def _solve_without_entries(
@@ -188,14 +189,12 @@ class _Sweep:
 
             z, hopeless = self._rescue(system, z, failed, singular, stats)
             singular |= hopeless
-        if bool(singular.any()):
-            z = xp.where(singular[:, None], self._former(rows, scale), z)
+        z, singular = self._write(rows, z, scale, singular)
         objective = _row_terms(systems, z)
         if problem.linear is not None and problem.squared_loss:  # a dense X: all cells observed
             x, ridge = frame.leave(z, scale), frame.ridge_of(xp, rows)
             objective = _total((problem.linear[place] - z @ frame.fixed.T) ** 2)
             objective += _total(ridge[:, None] * x * x)
-        self._write(rows, z, scale, singular)
         stats.singular, stats.objective = int(singular.sum()), objective
         return stats
 
@@ -233,11 +232,11 @@ class _Sweep:
                 stats.paths["rescued"] += 1
                 system = self._add_segments(row, systems, scale, wide=True)
                 wide, singular = solve_carefully(ops, *system, self.solver)
-                z = xp.where(singular, self._former(rows, scale), wide.astype(z.dtype))
+                z = wide.astype(z.dtype)
+        z, singular = self._write(rows, z, scale, singular)
         losses = self._map_segments(row, scale, lambda e: self._entry_loss(e, e.predict(z)))
         stats.singular = int(singular.sum())
         stats.objective = sum(losses) + _row_terms(systems, z)
-        self._write(rows, z, scale, singular)
         return stats
 
     def _add_segments(
@@ -289,12 +288,22 @@ class _Sweep:
     def _former(self, rows: Array, scale: Array | None) -> Array:
         return self.frame.enter(self.solved[rows], scale)
 
-    def _write(self, rows: Array, z: Array, scale: Array | None, singular: Array) -> None:
-        """Write the rows that were solved; the others keep their former values to the bit."""
+    def _write(
+        self, rows: Array, z: Array, scale: Array | None, singular: Array
+    ) -> tuple[Array, Array]:
+        """Write the rows that were solved; the others keep their former values to the bit.
+
+        Returns the rows' final ``z`` and which kept their former values: the singular ones, and
+        any whose solution is beyond the range of the factors' dtype.
+        """
+        xp = self.ops.xp
         x = self.frame.leave(z, scale)
+        singular = singular | ~xp.isfinite(x).all(axis=1)
         if bool(singular.any()):
+            z = xp.where(singular[:, None], self._former(rows, scale), z)
             rows, x = rows[~singular], x[~singular]
         self.solved[rows] = x
+        return z, singular
 
     def _residual(
         self, entries: Entries, systems: Systems, z: Array, q: Array, rows: Array
