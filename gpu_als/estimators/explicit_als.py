@@ -328,6 +328,7 @@ class ExplicitALS(HasParameters, HasIds):
         """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
         self._check_fitted()
         plain = self.get_params()
+        del plain["backend"], plain["num_threads"]  # of this machine, not of the model
         plain["dtype"] = self.dtype.name
         if not isinstance(self.random_state, int | np.integer):
             plain["random_state"] = None
@@ -377,6 +378,8 @@ class ExplicitALS(HasParameters, HasIds):
                 or factors.ndim != 2
                 or factors.shape[1] != model.factors
                 or biases.shape != factors.shape[:1]
+                or factors.dtype.kind != "f"
+                or biases.dtype.kind != "f"
                 or not (np.isfinite(factors).all() and np.isfinite(biases).all())
             ):
                 raise ModelFileError(f"{file}: the {side} factors are missing or inconsistent")
@@ -384,7 +387,7 @@ class ExplicitALS(HasParameters, HasIds):
             setattr(model, f"{side}_biases", biases.astype(model.dtype))
         model._restore_ids(stored, file)
         mean = stored.get("global_mean")
-        if mean is None or mean.shape != () or not np.isfinite(mean):
+        if mean is None or mean.shape != () or mean.dtype.kind != "f" or not np.isfinite(mean):
             raise ModelFileError(f"{file}: global_mean is missing or no number")
         model.global_mean = float(mean)
         return model

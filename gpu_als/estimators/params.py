@@ -80,7 +80,7 @@ def check_dtype(dtype: Any) -> np.dtype:
     try:
         found = np.dtype(dtype)
     except TypeError:
-        found = None
+        found = np.dtype(object)  # not None, which equals float64
     if found not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise InputError(f"dtype must be numpy.float32 or numpy.float64, not {dtype!r}")
     return found
