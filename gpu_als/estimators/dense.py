@@ -190,7 +190,7 @@ def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray
         if missing.shape != array.shape or missing.dtype != bool:
             raise InputError(f"missing must be a bool array of X's shape {array.shape}")
         observed = ~missing
-    elif missing == "nan" or (isinstance(missing, float) and np.isnan(missing)):
+    elif missing == "nan" or (isinstance(missing, float | np.floating) and np.isnan(missing)):
         observed = ~np.isnan(array)
     else:
         raise InputError(f"missing must be None, numpy.nan or a bool array, not {missing!r}")
