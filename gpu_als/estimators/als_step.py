@@ -85,8 +85,9 @@ def als_step(
     backend = get_backend()
     problem = Explicit(lmbda, count_scaled=False).row_problem(rows, k, backend.batch_elements, side)
     with backend.session():
-        on_device = backend.from_host(solved.astype(dtype))  # a copy: dtype and layout of our own
-        held = backend.from_host(fixed.astype(dtype))
+        # copies: dtype and layout of our own
+        on_device = backend.from_host(solved.astype(dtype, order="C"))
+        held = backend.from_host(fixed.astype(dtype, order="C"))
         solve_side(backend, backend.load(problem), held, on_device, Cholesky())
         solved[...] = backend.to_host(on_device)
     return solved

@@ -183,7 +183,7 @@ def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray
         )
     if dtype is None:
         dtype = np.float32 if array.dtype == np.float32 else np.float64
-    array = array.astype(check_dtype(dtype))
+    array = array.astype(check_dtype(dtype), order="C")
     if missing is None:
         observed = np.ones(array.shape, bool)
     elif isinstance(missing, np.ndarray):
