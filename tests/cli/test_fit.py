@@ -37,7 +37,7 @@ def test_explicit_model_has_the_parameters_and_ids(files, tmp_path, capsys):
     model = ExplicitALS.load(target)
     wanted = ExplicitALS(
         4, (0.3, 0.2), scale_regularization=None, bias=False, nonnegative="items", iterations=3,
-        tol=1e-9, dtype=np.float64, num_threads=1, random_state=9, backend="numpy",
+        tol=1e-9, dtype=np.float64, random_state=9,
     )  # fmt: skip
     assert model.get_params() == wanted.get_params()
     ratings = read_interactions(files / "train.csv", dtype=np.float64)
