@@ -1,8 +1,8 @@
 """Grouping rows of similar length into padded batches. Changes the order of work, never results.
 
-Rows are ordered by length and cut into batches whose rows share one padded width. Widths come
-from a ladder: every length up to 32, then steps of 6 %, so that padding wastes 3 % on average
-where it is paid for with cubic work.
+Rows are ordered by length and cut into batches, each padded to its longest row. No row is padded
+by more than 6 %, and rows of up to 32 entries not at all, unless so few rows are left that a batch
+of their own would cost more to start than to compute.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 __all__ = ["Batch", "Packing", "pack_rows"]
 
 _EXACT_WIDTHS = 32
-_LADDER_STEP = 1.06
+_PADDING = 1.06
 _SMALL_BATCH = 1 << 16
 """Elements below which a batch costs more to start than to compute."""
 
@@ -51,16 +51,6 @@ class Packing:
     segment: int
 
 
-def ladder_widths(counts: np.ndarray) -> np.ndarray:
-    """Round row lengths up to the ladder: exact to 32, then geometric with ratio 1.06."""
-    steps = [*range(_EXACT_WIDTHS + 1)]
-    longest = int(counts.max(initial=0))
-    while steps[-1] < longest:
-        steps.append(max(steps[-1] + 1, int(steps[-1] * _LADDER_STEP)))
-    ladder = np.asarray(steps, dtype=np.int64)
-    return ladder[np.searchsorted(ladder, counts)]
-
-
 def row_elements(width: int, n_factors: int) -> int:
     """Array elements one row of a batch needs: gathered rows, system and a few vectors."""
     side = min(width, n_factors)
@@ -94,48 +84,32 @@ def pack_rows(
     segment = max(batch_elements // n_factors, n_factors, 1)
     long_rows = np.flatnonzero(counts > segment)
     packed = np.flatnonzero(counts <= segment)
-    widths = ladder_widths(counts[packed])
-    sort = np.lexsort((widths, definite[packed]))  # stable: equal widths keep their row order
-    order, widths = packed[sort], np.minimum(widths[sort], segment)
-    widths = _merge_small_groups(widths, definite[order], n_factors)
+    sort = np.lexsort((counts[packed], definite[packed]))  # stable: equal rows keep their order
+    order = packed[sort]
+    lengths = counts[order]
     batches: list[Batch] = []
-    edges = np.flatnonzero(np.diff(widths) | np.diff(definite[order])) + 1
-    for first, last in zip([0, *edges], [*edges, len(order)], strict=True):
-        if first == last:
-            continue
-        width = int(widths[first])
-        height = max(1, batch_elements // (row_elements(width, n_factors) + row_overhead))
-        height = -(-(last - first) // -(-(last - first) // height))  # batches of equal height
-        batches += [
-            Batch(start, min(start + height, int(last)), width, bool(definite[order[first]]))
-            for start in range(int(first), int(last), height)
-        ]
+    begin = 0
+    for kind in (False, True):
+        stop = end = begin + int(np.count_nonzero(definite[order] == kind))
+        while stop > begin:
+            width = int(lengths[stop - 1])
+            cost = row_elements(width, n_factors) + row_overhead
+            # Rows shorter than n_factors keep to themselves: their dual form is the more accurate
+            # one. So do empty rows, which have no system.
+            kin = begin + int(np.searchsorted(lengths[begin:stop], _shortest(width, n_factors)))
+            least = width if width <= _EXACT_WIDTHS else int(np.ceil(width / _PADDING))
+            alike = begin + int(np.searchsorted(lengths[begin:stop], least))
+            start = max(kin, min(alike, stop - _SMALL_BATCH // cost))
+            start = max(start, stop - max(1, batch_elements // cost))
+            batches.append(Batch(start, stop, width, kind))
+            stop = start
+        begin = end
     batches.sort(key=lambda batch: -batch.width)
     return Packing(order, tuple(batches), tuple(int(row) for row in long_rows), segment)
 
 
-def _merge_small_groups(widths: np.ndarray, definite: np.ndarray, n_factors: int) -> np.ndarray:
-    """Pad groups too small to be worth a batch of their own up to the next larger width.
-
-    Rows shorter than ``n_factors`` keep to themselves: their dual form is the more accurate one.
-    """
-    merged = widths.copy()
-    edges = np.flatnonzero(np.diff(widths) | np.diff(definite)) + 1
-    groups = list(zip([0, *edges], [*edges, len(widths)], strict=True))
-    upper = elements = 0
-    for first, last in reversed(groups):
-        if first == last:
-            continue
-        width = int(widths[first])
-        joins = (
-            last < len(widths)
-            and width > 0
-            and definite[last] == definite[first]
-            and (width < n_factors) == (upper < n_factors)
-        )
-        if joins and elements + (last - first) * row_elements(upper, n_factors) <= _SMALL_BATCH:
-            merged[first:last] = upper
-        else:
-            upper, elements = width, 0
-        elements += (last - first) * row_elements(upper, n_factors)
-    return merged
+def _shortest(width: int, n_factors: int) -> int:
+    """Return the length of the shortest row that may share a batch with one of ``width``."""
+    if width >= n_factors:
+        return n_factors
+    return min(width, 1)
