@@ -342,8 +342,18 @@ class AlternatingLeastSquares(HasParameters, HasIds):
                 stacklevel=3,
             )
         matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
-        check_magnitude(matrix, dtype=self.dtype, name="user_items")
+        self._check_confidences(matrix)
         return matrix
+
+    def _check_confidences(self, matrix: sp.csr_matrix) -> None:
+        check_magnitude(matrix, dtype=self.dtype, name="user_items")
+        data = matrix.data
+        largest = self.alpha * float(max(data.max(initial=0), -data.min(initial=0)))
+        if largest > float(np.finfo(self.dtype).max) ** (1 / 3):
+            raise InputError(
+                f"alpha * user_items reaches {largest:g}, whose square overflows {self.dtype}; "
+                "lower alpha or rescale the values"
+            )
 
     def _start(self, n_users: int, n_items: int) -> None:
         """Draw the factors that are missing, and check the shapes of those that are there."""
@@ -369,13 +379,14 @@ class AlternatingLeastSquares(HasParameters, HasIds):
     def _loss_scale(self, matrix: sp.csr_matrix) -> float:
         """1 over ``sum abs(c) + cells - nnz``, by which ``implicit`` divides its loss."""
         confidence = self.alpha * float(np.abs(matrix.data).sum(dtype=np.float64))
-        return 1 / (confidence + float(matrix.shape[0]) * matrix.shape[1] - matrix.nnz)
+        total = confidence + float(matrix.shape[0]) * matrix.shape[1] - matrix.nnz
+        return 1 / total if total > 0 else 1.0
 
     def _recalculate(self, ids: Any, matrix: Any, fixed: np.ndarray, side: str) -> np.ndarray:
         scalar = np.ndim(ids) == 0
         rows = requested_rows(matrix, np.size(ids), len(fixed), "recalculate")
         rows = as_csr(rows, name="user_items", dtype=self.dtype)
-        check_magnitude(rows, dtype=self.dtype, name="user_items")
+        self._check_confidences(rows)
         solved = fold_in(
             self._backend(), self._objective(), SparseRows.from_csr(rows), fixed, Cholesky(), side
         )
