@@ -24,6 +24,7 @@ __all__ = [
     "gather",
     "linear_part",
     "primal_system",
+    "right_hand_side",
     "solve_batch",
 ]
 
@@ -168,6 +169,8 @@ class Solution:
         "dual", "primal", "cg" or "nnls": the way the rows went.
     entries : Entries
         The batch's entries, which solving may have scaled.
+    rhs : array, shape (B, k), or None
+        ``b0 + W^T tau``, where solving needed it.
     """
 
     z: Array
@@ -175,6 +178,7 @@ class Solution:
     failed: Array
     path: str
     entries: Entries
+    rhs: Array | None
 
 
 def solve_batch(
@@ -189,19 +193,20 @@ def solve_batch(
     """
     if isinstance(solver, ConjugateGradient):
         z, q = conjugate_gradient(ops.xp, _BatchSystem(entries, systems), start, solver.steps)
-        return Solution(z, q, ~ops.xp.isfinite(z).all(axis=1), "cg", entries)
-    path = "primal"
-    if isinstance(solver, NonNegative):
-        entries, path = entries.scale_rows(), "nnls"
-        lhs, rhs = primal_system(ops, entries, systems)
-        z, failed = solve_nonnegative(ops, lhs, rhs, solver.free_columns)
-    elif batch.definite and systems.base is None and dual_is_cheaper(*entries.rows.shape[1:]):
+        return Solution(z, q, ~ops.xp.isfinite(z).all(axis=1), "cg", entries, None)
+    constrained = isinstance(solver, NonNegative)
+    in_dual_form = batch.definite and systems.base is None and not constrained
+    if in_dual_form and dual_is_cheaper(*entries.rows.shape[1:]):
         z, failed = solve_dual(ops, entries, systems)
-        path = "dual"
+        return Solution(z, entries.predict(z), failed, "dual", entries, None)
+    entries = entries.scale_rows()
+    lhs, rhs = primal_system(ops, entries, systems)
+    if constrained:
+        z, failed = solve_nonnegative(ops, lhs, rhs, solver.free_columns)
     else:
-        entries = entries.scale_rows()
-        z, failed = ops.cholesky_solve(*primal_system(ops, entries, systems))
-    return Solution(z, entries.predict(z), failed, path, entries)
+        z, failed = ops.cholesky_solve(lhs, rhs)
+    path = "nnls" if constrained else "primal"
+    return Solution(z, entries.predict(z), failed, path, entries, rhs)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ import numpy as np
 
 from gpu_als.backends.batch import (
     Entries,
+    Solution,
     Systems,
     add_to_diagonal,
     gather,
     linear_part,
     primal_system,
+    right_hand_side,
     solve_batch,
 )
 from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
@@ -141,7 +143,7 @@ class _Sweep:
             stats.paths[solution.path] += len(rows)
             singular = xp.zeros(len(rows), bool)
             if not iterative:
-                residual = self._residual(entries, systems, z, q, rows)
+                residual = self._residual(solution, systems, rows)
                 failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
                 if systems.base is None:  # fewer entries than factors and nothing added to them
                     singular = (systems.shift <= 0) & (counts < z.shape[1])
@@ -305,17 +307,14 @@ class _Sweep:
         self.solved[rows] = x
         return z, singular
 
-    def _residual(
-        self, entries: Entries, systems: Systems, z: Array, q: Array, rows: Array
-    ) -> Array:
-        """Return ``|lhs x - rhs| / |rhs|`` of each row, given ``q = W z``."""
-        xp = self.ops.xp
-        rhs = entries.combine(entries.tau)
-        misfit = systems.shift[:, None] * z + entries.combine(entries.signed(q)) - rhs
+    def _residual(self, solution: Solution, systems: Systems, rows: Array) -> Array:
+        """Return ``|lhs x - rhs| / |rhs|`` of each row."""
+        xp, entries, z, rhs = self.ops.xp, solution.entries, solution.z, solution.rhs
+        if rhs is None:
+            rhs = right_hand_side(entries, systems)
+        misfit = systems.shift[:, None] * z + entries.combine(entries.signed(solution.q)) - rhs
         if systems.base is not None:
             misfit += z @ systems.base
-        if systems.b0 is not None:
-            misfit, rhs = misfit - systems.b0, rhs + systems.b0
         weight = self.frame.residual_scale(xp, rows)
         return _relative(xp, self._stationary(misfit * weight, z), rhs * weight)
 
