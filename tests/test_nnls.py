@@ -90,6 +90,17 @@ def test_ill_conditioned_systems_are_optimal(decay, ridge, shift, free):
         assert values[0] <= values[1] + 1e-9 * abs(values[1])
 
 
+@pytest.mark.parametrize("k", [3, 4, 5])
+def test_systems_on_which_exchanging_every_violation_would_cycle(k):
+    """Among thousands of such systems a few need the rule that exchanges one at a time."""
+    rng = np.random.default_rng([k, 3])
+    rows = rng.standard_normal((4000, 2 * k, k)) @ rng.standard_normal((4000, k, k))
+    lhs, rhs = rows.swapaxes(1, 2) @ rows + 1e-3 * np.eye(k), 10 * rng.standard_normal((4000, k))
+    x, failed = solve_nonnegative(OPS, lhs, rhs)
+    assert not failed.any()
+    check_conditions(lhs, rhs, x)
+
+
 def test_a_system_that_is_not_definite_is_flagged_alone():
     lhs, rhs = systems(6, 4)
     lhs[2] -= 100 * np.eye(4)
