@@ -40,7 +40,7 @@ def check(users, items, n_best, **filters):
     np.testing.assert_array_equal(scores, expected)
 
 
-SIZES = [1, 2, 63, 64, 65, 128, 700]
+SIZES = [1, 2, 63, 64, 65, 128, 700, 3000]
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
 
 
@@ -48,7 +48,7 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "
 @pytest.mark.parametrize("n_items", SIZES)
 def test_ties_go_to_the_lowest_id(n_items, dtype):
     users, items = whole_numbers(9, n_items, 2, 61, dtype)
-    for n_best in {1, 2, 10, n_items // 64, n_items - 1, n_items}:
+    for n_best in {1, 2, 10, n_items // 64 - 1, n_items // 64, n_items - 1, n_items}:
         if 0 < n_best <= n_items:
             check(users, items, n_best)
 
