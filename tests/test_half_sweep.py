@@ -188,7 +188,9 @@ def test_rows_solved_again_are_as_good_as_float64(per_factor):
     """Condition numbers of 1e6, at which a matrix rounded to float32 gives no digit."""
     rng = np.random.default_rng(32)
     k, counts = 12, np.array([20, 60, 400])
-    fixed = (rng.standard_normal((540, k)) * np.geomspace(1, 1e-3, k)).astype(np.float32)
+    rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    fixed = rng.standard_normal((540, k)) * np.geomspace(1, 1e-3, k) @ rotation
+    fixed = fixed.astype(np.float32)
     indptr, indices = ragged_rows(counts, 540, 33)
     values = rng.uniform(1, 5, len(indices)).astype(np.float32)
     rows = SparseRows(indptr, indices, values, None, 540)
