@@ -15,7 +15,7 @@ from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.ops import Ops
 from gpu_als.data.packing import Batch
 from gpu_als.row_problem import Array, RowProblem
-from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
+from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
 
 __all__ = [
     "Entries",
@@ -194,19 +194,17 @@ def solve_batch(
     if isinstance(solver, ConjugateGradient):
         z, q = conjugate_gradient(ops.xp, _BatchSystem(entries, systems), start, solver.steps)
         return Solution(z, q, ~ops.xp.isfinite(z).all(axis=1), "cg", entries, None)
-    constrained = isinstance(solver, NonNegative)
-    in_dual_form = batch.definite and systems.base is None and not constrained
+    in_dual_form = batch.definite and systems.base is None and isinstance(solver, Cholesky)
     if in_dual_form and dual_is_cheaper(*entries.rows.shape[1:]):
         z, failed = solve_dual(ops, entries, systems)
         return Solution(z, entries.predict(z), failed, "dual", entries, None)
     entries = entries.scale_rows()
     lhs, rhs = primal_system(ops, entries, systems)
-    if constrained:
+    if isinstance(solver, NonNegative):
         z, failed = solve_nonnegative(ops, lhs, rhs, solver.free_columns)
-    else:
-        z, failed = ops.cholesky_solve(lhs, rhs)
-    path = "nnls" if constrained else "primal"
-    return Solution(z, entries.predict(z), failed, path, entries, rhs)
+        return Solution(z, entries.predict(z), failed, "nnls", entries, rhs)
+    z, failed = ops.cholesky_solve(lhs, rhs)
+    return Solution(z, entries.predict(z), failed, "primal", entries, rhs)
 
 
 @dataclass(frozen=True)
