@@ -269,6 +269,14 @@ def test_bad_weights(weights, spoil, message):
         fit(weights=spoil(weights))
 
 
+@pytest.mark.parametrize("form", ["lil", "dok", "dia", "dense"])
+def test_weights_by_entry_need_entries_in_order(form):
+    ratings = RATINGS.toarray() if form == "dense" else RATINGS.asformat(form)
+    for size in (30, RATINGS.nnz):
+        with pytest.raises(InputError, match=r"sample_weight.*CSR, CSC or COO"):
+            fit(ratings, weights=np.ones(size))
+
+
 # --- validation, stopping, callbacks -------------------------------------------------------------
 
 

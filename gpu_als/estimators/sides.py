@@ -106,10 +106,12 @@ def aligned_weights(
         weights = as_csr(sp.csr_matrix(pattern, shape=shape), name="sample_weight", dtype=dtype)
     else:
         entries = getattr(ratings, "user_items", ratings)
-        if not sp.issparse(entries) or np.shape(sample_weight) != entries.data.shape:
+        by_entry = sp.issparse(entries) and entries.format in ("csr", "csc", "coo")
+        if not by_entry or np.shape(sample_weight) != entries.data.shape:
             raise InputError(
                 "sample_weight must be an array of the shape of ratings, or have one value for "
-                f"each entry of ratings.data; found shape {np.shape(sample_weight)}"
+                "each entry of the data of a CSR, CSC or COO matrix; found shape "
+                f"{np.shape(sample_weight)}"
             )
         replaced = entries.copy()
         replaced.data = np.asarray(sample_weight, dtype)
