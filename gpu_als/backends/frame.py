@@ -25,6 +25,8 @@ from gpu_als.row_problem import Array, RowProblem
 __all__ = ["Frame", "gram", "make_frame"]
 
 _CHUNK_ROWS = 8192
+_STEEP = 1e4
+"""Condition of base and ridge from which the rotation is done in float64."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,11 @@ def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> 
     if singular or not rotate:
         return Frame(fixed, None, None, base, ridge, singular)
     per_row = not isinstance(ridge, float)
+    # Columns with small eigenvalues are scaled up, and the rounding of the product with them.
+    steep = float(largest) > _STEEP * float(smallest)
     rotation = vectors if per_row else vectors / xp.sqrt(eigenvalues + ridge)
     return Frame(
-        _multiply(ops, fixed, rotation),
+        _multiply(ops, fixed, rotation if steep else rotation.astype(fixed.dtype)),
         rotation.astype(fixed.dtype),
         eigenvalues.astype(fixed.dtype),
         None,
@@ -144,12 +148,12 @@ def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> 
 
 
 def _multiply(ops: Ops, factors: Array, matrix: Array) -> Array:
-    """Return ``factors @ matrix`` computed in float64 and rounded once."""
+    """Return ``factors @ matrix``, computed in the wider of their dtypes and rounded once."""
     out = ops.xp.empty_like(factors)
 
     def block(start: int) -> None:
         rows = slice(start, start + _CHUNK_ROWS)
-        out[rows] = factors[rows].astype(ops.xp.float64) @ matrix
+        out[rows] = factors[rows].astype(matrix.dtype, copy=False) @ matrix
 
     for _ in ops.map(block, range(0, len(factors), _CHUNK_ROWS)):
         pass
