@@ -156,8 +156,9 @@ class IALS:
         sum_observed w_ui (1 - s_ui)^2 + alpha0 sum_all s_ui^2
             + sum_u ridge_u |x_u|^2 + sum_i ridge_i |y_i|^2
 
-    with ``w = alpha * abs(r)`` and ``ridge_u = lambda (n_u + alpha0 n_fixed)^nu``. The observed
-    terms stand on top of the all-cells term, which differs from :class:`Implicit`.
+    with ``w = alpha * abs(r)`` and ``ridge_u = lambda (n_u + alpha0 n_fixed)^nu``, where a row on
+    which no cell pulls counts as one cell, so that its system stays regular. The observed terms
+    stand on top of the all-cells term, which differs from :class:`Implicit`.
 
     Attributes
     ----------
@@ -194,7 +195,8 @@ class IALS:
         counts = count_entries(rows)
         ridge: float | np.ndarray = float(self.regularization)
         if self.exponent:
-            ridge = ridge * (counts + self.unobserved_weight * rows.n_fixed) ** self.exponent
+            cells = counts + self.unobserved_weight * rows.n_fixed
+            ridge = ridge * np.where(cells > 0, cells, 1) ** self.exponent
         packing = pack_rows(counts, n_factors, batch_elements)
         return RowProblem(
             rows, packing, self.weigh, self.unobserved_weight, ridge, None, squared_loss=True

@@ -26,6 +26,8 @@ def requested_rows(user_items: Any, n_users: int, n_items: int, why: str) -> sp.
     """
     if user_items is None:
         raise InputError(f"user_items is needed to {why}; pass one row for every requested user")
+    if n_users == 0:
+        return sp.csr_matrix((0, n_items), dtype=np.float32)
     rows = as_csr(user_items, name="user_items")
     if rows.shape[0] != n_users:
         raise InputError(
