@@ -309,14 +309,15 @@ def _ials(name, rng, fixed, start, indptr, indices):
     alpha0 = 0.0 if "no unobserved" in name else 0.3
     nu = 1.0 if "exponent 1" in name else 0.6 if "exponent" in name else 0.0
     fixed_counts = np.bincount(indices, minlength=n_fixed)
-    ridge = 0.2 * (np.diff(indptr) + alpha0 * n_fixed) ** nu
-    fixed_ridge = 0.2 * (fixed_counts + alpha0 * n_rows) ** nu
+
+    def cells_of(counts, n_partners):  # a row on which no cell pulls counts as one cell
+        return np.maximum(counts + alpha0 * n_partners, 0 if alpha0 else 1)
+
+    ridge = 0.2 * cells_of(np.diff(indptr), n_fixed) ** nu
+    fixed_ridge = 0.2 * cells_of(fixed_counts, n_rows) ** nu
     systems, rhs_sizes = _systems(
         fixed, indptr, indices, gram, gram, ridge, alpha0 * fixed.T @ fixed
     )
-    if alpha0 == 0:  # such a row has neither entries nor ridge: it keeps its value
-        for u in np.flatnonzero(np.diff(indptr) == 0):
-            systems[u] = np.eye(len(start[u])), start[u]
     observed, weight, target = _cells(indptr, indices, n_fixed, gram, np.ones(nnz))
     nothing = np.zeros_like(observed)
 
