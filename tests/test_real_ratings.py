@@ -19,7 +19,7 @@ SPREAD = [0.0040, 0.0047, 0.0057, 0.0044]
 
 @pytest.mark.skipif(not RATINGS.exists(), reason="ml-latest-small is not beside the checkout")
 @pytest.mark.parametrize(
-    ("row", "spread"), zip(real_ratings.ROWS, SPREAD, strict=True), ids=lambda value: str(value)
+    ("row", "spread"), list(zip(real_ratings.ROWS, SPREAD, strict=True)), ids=str
 )
 def test_held_out_rmse_is_that_of_the_reference(row, spread):
     factors, bias, reference = row
