@@ -196,7 +196,8 @@ class IALS:
         ridge: float | np.ndarray = float(self.regularization)
         if self.exponent:
             cells = counts + self.unobserved_weight * rows.n_fixed
-            ridge = ridge * np.where(cells > 0, cells, 1) ** self.exponent
+            with np.errstate(over="ignore"):  # an infinite ridge is refused before training
+                ridge = ridge * np.where(cells > 0, cells, 1) ** self.exponent
         packing = pack_rows(counts, n_factors, batch_elements)
         return RowProblem(
             rows, packing, self.weigh, self.unobserved_weight, ridge, None, squared_loss=True

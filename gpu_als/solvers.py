@@ -68,7 +68,7 @@ def as_solver(solver: str | Solver) -> Solver:
     """Return the solver that a name or an option object stands for."""
     if isinstance(solver, Cholesky | ConjugateGradient | NonNegative):
         return solver
-    if solver not in _NAMES:
+    if not isinstance(solver, str) or solver not in _NAMES:
         raise InputError(
             f"solver must be one of {sorted(_NAMES)} or an object of gpu_als.solvers, "
             f"not {solver!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 import warnings
 from collections.abc import Callable
@@ -49,10 +50,12 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.iterations < 0:
             raise InputError(f"iterations must be 0 or more, not {self.iterations}")
-        if self.tol is not None and not self.tol >= 0:
-            raise InputError(f"tol must be None or at least 0, not {self.tol}")
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"patience must be None or at least 1, not {self.patience}")
+        number = isinstance(self.tol, numbers.Real)
+        if self.tol is not None and not (number and self.tol >= 0):
+            raise InputError(f"tol must be None or a number of at least 0, not {self.tol!r}")
+        whole = isinstance(self.patience, numbers.Integral)
+        if self.patience is not None and not (whole and self.patience >= 1):
+            raise InputError(f"patience must be None or an integer from 1, not {self.patience!r}")
 
 
 @dataclass
@@ -145,6 +148,9 @@ def train(
             raise ModelFitError(
                 f"the initial {name}_factors hold NaN or inf; set them to None to start afresh"
             )
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback must be a function or None, not {callback!r}")
+    _check_scale(problems, model.user_factors.dtype)
     best = np.inf
     with backend.session(), tqdm(total=schedule.iterations, disable=not progress) as bar:
         users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
@@ -197,6 +203,22 @@ def train(
             SingularRowsWarning,
             stacklevel=3,
         )
+
+
+def _check_scale(problems: tuple[RowProblem, RowProblem], dtype: np.dtype) -> None:
+    """Refuse ridges and bases that the factors' dtype cannot hold."""
+    limit = float(np.sqrt(np.finfo(dtype).max))
+    for problem in problems:
+        if not float(np.max(problem.ridge)) <= limit:
+            raise InputError(
+                f"regularization, scaled to rows, exceeds {limit:.0e}, what {dtype} can work with; "
+                "lower it (or its exponent) or pass dtype=numpy.float64"
+            )
+        if problem.base_weight and not 1 / limit <= problem.base_weight <= limit:
+            raise InputError(
+                f"unobserved_weight {problem.base_weight:g} is beyond what {dtype} can work with; "
+                f"keep it between {1 / limit:.0e} and {limit:.0e}"
+            )
 
 
 def _record(

@@ -79,6 +79,8 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
         If there is no such file.
     """
     if not isinstance(file, str | os.PathLike):
+        if not hasattr(file, "seek"):
+            raise InputError(f"file must be a path or a binary file object, not {file!r}")
         return _read_archive(file, str(getattr(file, "name", "the file object")))
     path = Path(file)
     if not path.exists() and _with_suffix(path).exists():

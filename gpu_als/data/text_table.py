@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import math
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,7 +33,7 @@ _PIECE_BYTES = 1 << 24
 _ROWS_AT_ONCE = 1 << 18
 _UNIT_SEPARATOR = "\x1f"
 _MOST_LIKELY_DELIMITER = {".csv": ",", ".tsv": "\t"}
-_DELIMITERS = ("\t", "::", ",")
+_DELIMITERS = ("\t", "::", ",", ";")
 
 # Best first; compared without case, blanks, "_" and "-".
 _COMMON_NAMES = {
@@ -180,6 +179,9 @@ def _pieces(stream: BinaryIO, path: Path) -> Iterator[_Piece]:
 
 
 def _decode(piece: bytes, path: Path, line: int) -> str:
+    if b"\0" in piece:
+        line += piece.count(b"\n", 0, piece.index(b"\0"))
+        raise ReadError(f"{path}:{line}: found a NUL byte; this is no text file, or a damaged one")
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -226,6 +228,8 @@ def _first_lines(text: str, count: int) -> list[tuple[int, str]]:
 
 def _sniff(line: str, suffix: str) -> str | None:
     likely = _MOST_LIKELY_DELIMITER.get(suffix, _DELIMITERS[0])
+    if line.count(";") > line.count(","):
+        likely = ";"  # as spreadsheets write csv where the comma is the decimal point
     return next((mark for mark in (likely, *_DELIMITERS) if mark in line), None)
 
 
@@ -426,10 +430,13 @@ def _parse_ratings(block: _Block, path: Path) -> np.ndarray:
         position = next(i for i, text in enumerate(block.ratings) if not _is_number(text))
         problem = "is not a number"
     else:
-        if np.isfinite(ratings).all():
+        # float() reads 1_0 as ten, as Python does
+        odd = [i for i, text in enumerate(block.ratings) if "_" in text]
+        finite = np.isfinite(ratings)
+        if not odd and finite.all():
             return ratings
-        position = next(i for i, rating in enumerate(ratings.tolist()) if not math.isfinite(rating))
-        problem = "is not finite"
+        position = odd[0] if odd else int(np.argmin(finite))
+        problem = "is not a number" if odd else "is not finite"
     raise ReadError(
         f"{path}:{block.lines[position]}: the rating {block.ratings[position]!r} {problem}; "
         "correct it or delete the line"
@@ -447,7 +454,8 @@ def _quoted_rows(pieces: Iterator[_Piece], layout: _Layout) -> Iterator[_Row]:
     texts = chain([text], (text for _, text in pieces))
     # StringIO, unlike str.splitlines, ends lines at line feeds only.
     lines = (line for text in texts for line in io.StringIO(text))
-    reader = csv.reader(lines, delimiter=layout.delimiter or ",")
+    # strict: a quote that is never closed is an error, not a very long field
+    reader = csv.reader(lines, delimiter=layout.delimiter or ",", strict=True)
     try:
         for fields in reader:
             if any(fields):

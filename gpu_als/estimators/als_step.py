@@ -68,6 +68,8 @@ def als_step(
             raise InputError(f"{name} must be a NumPy array of float32 or float64")
         if not np.isfinite(factors).all():
             raise InputError(f"{name} holds NaN or inf; replace them by finite values")
+        if name == variable and not factors.flags.writeable:
+            raise InputError(f"{name} is read-only, but is to be updated in place; pass a copy")
     dtype = np.result_type(x, y)
     ratings = as_csr(train_matrix, name="train_matrix", dtype=dtype)
     for name, factors, size in (("x", x, ratings.shape[0]), ("y", y, ratings.shape[1])):

@@ -12,7 +12,7 @@ from gpu_als.backends import get_backend
 from gpu_als.data.matrix import check_magnitude, to_host
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import InputError
-from gpu_als.estimators.params import check_dtype, check_integer, check_nonnegative
+from gpu_als.estimators.params import check_dtype, check_flag, check_integer, check_pair
 from gpu_als.estimators.sides import both_sides
 from gpu_als.objectives import Dense, Explicit
 from gpu_als.report import FitReport
@@ -90,7 +90,8 @@ def factorize(
     """
     matrix, observed = _check_matrix(X, missing, dtype)
     k = check_integer(factors, name="factors", at_least=1)
-    penalties = _check_pair(regularization)
+    penalties = check_pair(regularization, name="regularization")
+    check_flag(nonnegative, name="nonnegative")
     rng = check_random_state(random_state)
     # Entries of W Z^T start at the scale of X's entries.
     size = np.sqrt(np.mean(np.square(matrix, where=observed, out=np.zeros_like(matrix))) or 1)
@@ -157,16 +158,27 @@ def loss_and_gradient(
     gradient_Z : float64 array, shape (n, k)
     """
     matrix, observed = _check_matrix(X, missing, np.float64)
-    w, z = (np.asarray(side, dtype=np.float64) for side in (W, Z))
+    w, z = _check_side(W, "W"), _check_side(Z, "Z")
     for name, side, rows in (("W", w, matrix.shape[0]), ("Z", z, matrix.shape[1])):
         if side.ndim != 2 or len(side) != rows:
             raise InputError(f"{name} must have shape ({rows}, k) for this X, not {side.shape}")
     if w.shape[1] != z.shape[1]:
         raise InputError(f"W has {w.shape[1]} columns and Z has {z.shape[1]}; they must agree")
-    lambda_w, lambda_z = _check_pair(regularization)
+    lambda_w, lambda_z = check_pair(regularization, name="regularization")
     error = np.where(observed, w @ z.T - matrix, 0)
     loss = np.sum(error**2) + lambda_w * np.sum(w**2) + lambda_z * np.sum(z**2)
     return float(loss) / 2, error @ z + lambda_w * w, error.T @ w + lambda_z * z
+
+
+def _check_side(side: Any, name: str) -> np.ndarray:
+    """Return factors given by the user in float64."""
+    try:
+        array = np.asarray(to_host(side), dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.full(1, np.nan)
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} must be a 2-D array of finite numbers")
+    return array
 
 
 def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +187,12 @@ def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray
         raise InputError(
             "X is sparse; pass X.toarray(), or use ExplicitALS for ratings that are mostly missing"
         )
-    array = np.asarray(to_host(matrix))
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise InputError("X is a masked array; pass X.data and missing=numpy.ma.getmaskarray(X)")
+    try:
+        array = np.asarray(to_host(matrix))
+    except ValueError:  # rows of different lengths
+        array = np.empty(0, object)
     if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "biuf":
         raise InputError(
             f"X must be a 2-D array of real numbers with at least one row and one column, not "
@@ -186,11 +203,13 @@ def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray
     array = array.astype(check_dtype(dtype), order="C")
     if missing is None:
         observed = np.ones(array.shape, bool)
-    elif isinstance(missing, np.ndarray):
+    elif isinstance(missing, np.ndarray) and not isinstance(missing, np.ma.MaskedArray):
         if missing.shape != array.shape or missing.dtype != bool:
             raise InputError(f"missing must be a bool array of X's shape {array.shape}")
         observed = ~missing
-    elif missing == "nan" or (isinstance(missing, float | np.floating) and np.isnan(missing)):
+    elif (isinstance(missing, str) and missing == "nan") or (
+        isinstance(missing, float | np.floating) and np.isnan(missing)
+    ):
         observed = ~np.isnan(array)
     else:
         raise InputError(f"missing must be None, numpy.nan or a bool array, not {missing!r}")
@@ -201,11 +220,3 @@ def _check_matrix(matrix: Any, missing: Missing, dtype: Any) -> tuple[np.ndarray
     array[~observed] = 0
     check_magnitude(sp.csr_matrix(array), dtype=array.dtype, name="X")
     return array, observed
-
-
-def _check_pair(regularization: Any) -> tuple[float, float]:
-    pair = regularization if isinstance(regularization, tuple | list) else (regularization,) * 2
-    if len(pair) != 2:
-        raise InputError(f"regularization must be one number or two, not {regularization!r}")
-    first, second = (check_nonnegative(value, name="regularization") for value in pair)
-    return first, second

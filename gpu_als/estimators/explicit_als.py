@@ -19,8 +19,9 @@ from gpu_als.estimators.external_ids import HasIds
 from gpu_als.estimators.params import (
     HasParameters,
     check_dtype,
+    check_flag,
     check_integer,
-    check_nonnegative,
+    check_pair,
 )
 from gpu_als.estimators.recommending import best_items, requested_rows
 from gpu_als.estimators.sides import aligned_weights, both_sides, fold_in
@@ -112,26 +113,22 @@ class ExplicitALS(HasParameters, HasIds):
         random_state: Any = None,
     ) -> None:
         self.factors = check_integer(factors, name="factors", at_least=1)
-        pair = regularization if isinstance(regularization, tuple | list) else [regularization]
-        if len(pair) not in (1, 2):
-            raise InputError(f"regularization must be one number or two, not {regularization!r}")
-        for value in pair:
-            check_nonnegative(value, name="regularization")
+        check_pair(regularization, name="regularization")
         self.regularization = regularization
-        if scale_regularization not in ("count", None):
+        if scale_regularization is not None and not _is_one_of(scale_regularization, "count"):
             raise InputError(
                 f"scale_regularization must be 'count' or None, not {scale_regularization!r}"
             )
         self.scale_regularization = scale_regularization
-        self.bias = bias
-        if nonnegative not in (False, True, *_SIDES):
+        self.bias = check_flag(bias, name="bias")
+        if not isinstance(nonnegative, bool | np.bool_) and not _is_one_of(nonnegative, *_SIDES):
             raise InputError(f"nonnegative must be a bool, 'users' or 'items', not {nonnegative!r}")
         self.nonnegative = nonnegative
         Schedule(check_integer(iterations, name="iterations", at_least=0), tol, patience)
         self.iterations, self.tol, self.patience = iterations, tol, patience
         as_solver(solver)
         self.solver = solver
-        if backend not in ("auto", "numpy", "cupy"):
+        if not _is_one_of(backend, "auto", "numpy", "cupy"):
             raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
         self.backend = backend
         self.num_threads = check_integer(num_threads, name="num_threads", at_least=0)
@@ -143,6 +140,7 @@ class ExplicitALS(HasParameters, HasIds):
         self.item_biases: Any = None
         self.global_mean = 0.0
         self.report_: FitReport | None = None
+        self._trained: tuple[int, bool] | None = None
 
     def fit(
         self,
@@ -187,15 +185,17 @@ class ExplicitALS(HasParameters, HasIds):
         weights = None
         if sample_weight is not None:
             matrix, weights = aligned_weights(ratings, sample_weight, matrix)
-        self.global_mean = 0.0
+        mean = 0.0
         if self.bias and matrix.nnz:
             # float64 weights: np.average adds in the type of its arguments
             wide = None if weights is None else weights.astype(np.float64)
-            self.global_mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
+            mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
         backend = get_backend(self.backend, num_threads=self.num_threads)
-        problems = both_sides(self._objective(), matrix, weights, self._width, backend)
+        problems = both_sides(self._objective(mean), matrix, weights, self._width, backend)
         model = self._start(matrix)
-        validate = None if validation is None else self._validator(validation, ratings, matrix)
+        validate = (
+            None if validation is None else self._validator(validation, ratings, matrix, mean)
+        )
         self.report_ = FitReport(backend.device, entries=matrix.nnz)
         schedule = Schedule(self.iterations, self.tol, self.patience)
         if self.patience is not None and validate is None:
@@ -212,6 +212,7 @@ class ExplicitALS(HasParameters, HasIds):
             progress=show_progress,
         )
         self._set_factors(model.user_factors, model.item_factors)
+        self.global_mean = mean
         self._take_ids(ratings)
         return self
 
@@ -239,6 +240,7 @@ class ExplicitALS(HasParameters, HasIds):
             np.column_stack([self.item_factors, self.item_biases]),
             rows,
             columns,
+            self.global_mean,
         )
 
     def recommend(
@@ -305,14 +307,14 @@ class ExplicitALS(HasParameters, HasIds):
         array, shape (n, factors)
             Zero for rows without ratings. With ``return_biases`` also an array of shape (n,).
         """
-        self._check_fitted()
+        self._check_unchanged()
         matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
         check_magnitude(matrix, dtype=self.dtype, name="ratings")
         matrix = requested_rows(matrix, matrix.shape[0], len(self.item_factors), "fold in")
         matrix = matrix.astype(self.dtype)
         solved = fold_in(
             get_backend(self.backend, num_threads=self.num_threads),
-            self._objective(),
+            self._objective(self.global_mean),
             SparseRows.from_csr(matrix),
             self._with_biases(self.item_factors, self.item_biases),
             self._solver("users"),
@@ -326,7 +328,7 @@ class ExplicitALS(HasParameters, HasIds):
 
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
-        self._check_fitted()
+        self._check_unchanged()
         plain = self.get_params()
         del plain["backend"], plain["num_threads"]  # of this machine, not of the model
         plain["dtype"] = self.dtype.name
@@ -386,10 +388,11 @@ class ExplicitALS(HasParameters, HasIds):
             setattr(model, f"{side}_factors", factors.astype(model.dtype))
             setattr(model, f"{side}_biases", biases.astype(model.dtype))
         model._restore_ids(stored, file)
-        mean = stored.get("global_mean")
-        if mean is None or mean.shape != () or mean.dtype.kind != "f" or not np.isfinite(mean):
+        mean = stored.get("global_mean", np.zeros(0))
+        if mean.shape != () or mean.dtype.kind != "f" or not abs(mean) < np.finfo(model.dtype).max:
             raise ModelFileError(f"{file}: global_mean is missing or no number")
         model.global_mean = float(mean)
+        model._trained = model.factors, model.bias
         return model
 
     @property
@@ -397,10 +400,10 @@ class ExplicitALS(HasParameters, HasIds):
         """Columns of the factor matrices in training: the bias is one more factor."""
         return self.factors + self.bias
 
-    def _objective(self) -> Explicit:
+    def _objective(self, mean: float) -> Explicit:
         pair = self.regularization
         count = self.scale_regularization == "count"
-        return Explicit(tuple(pair) if np.ndim(pair) else pair, count, self.global_mean)  # type: ignore[arg-type]
+        return Explicit(tuple(pair) if np.ndim(pair) else pair, count, mean)  # type: ignore[arg-type]
 
     def _solver(self, side: str) -> Solver:
         if self.nonnegative is True or self.nonnegative == side:
@@ -422,7 +425,16 @@ class ExplicitALS(HasParameters, HasIds):
         sides[1][np.bincount(matrix.indices, minlength=matrix.shape[1]) == 0] = 0
         return Model(sides[0], sides[1], self.bias)
 
+    def _check_unchanged(self) -> None:
+        """Refuse a model whose shape set_params has changed since it was trained."""
+        self._check_fitted()
+        if self._trained != (self.factors, self.bias):
+            raise InputError(
+                "factors or bias were changed by set_params after training; call fit again"
+            )
+
     def _set_factors(self, users: np.ndarray, items: np.ndarray) -> None:
+        self._trained = self.factors, self.bias
         for side, extended in (("user", users), ("item", items)):
             biases = extended[:, -1].copy() if self.bias else np.zeros(len(extended), self.dtype)
             setattr(self, f"{side}_factors", np.ascontiguousarray(extended[:, : self.factors]))
@@ -432,7 +444,12 @@ class ExplicitALS(HasParameters, HasIds):
         return np.column_stack([factors, biases]) if self.bias else factors
 
     def _predict(
-        self, users: np.ndarray, items: np.ndarray, rows: np.ndarray, columns: np.ndarray
+        self,
+        users: np.ndarray,
+        items: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        mean: float,
     ) -> np.ndarray:
         """Predict pairs from factors whose last column is the bias, in bounded memory."""
         out = np.empty(len(rows), self.dtype)
@@ -440,20 +457,24 @@ class ExplicitALS(HasParameters, HasIds):
             block = slice(start, start + (1 << 16))
             user, item = users[rows[block]], items[columns[block]]
             out[block] = np.einsum("nk,nk->n", user[:, :-1], item[:, :-1])
-            out[block] += user[:, -1] + item[:, -1] + self.dtype.type(self.global_mean)
+            out[block] += user[:, -1] + item[:, -1] + self.dtype.type(mean)
         return out
 
     def _validator(
-        self, validation: Any, ratings: Any, matrix: sp.csr_matrix
+        self, validation: Any, ratings: Any, matrix: sp.csr_matrix, mean: float
     ) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
         rows, columns, values = _triples(validation, ratings, matrix.shape)
 
         def validate(users: np.ndarray, items: np.ndarray) -> dict[str, float]:
             if not self.bias:  # a column of zeros in the place of the bias
                 users, items = (np.pad(side, ((0, 0), (0, 1))) for side in (users, items))
-            return {"rmse": rmse(values, self._predict(users, items, rows, columns))}
+            return {"rmse": rmse(values, self._predict(users, items, rows, columns, mean))}
 
         return validate
+
+
+def _is_one_of(value: Any, *names: str) -> bool:
+    return isinstance(value, str) and value in names
 
 
 def _triples(
@@ -465,7 +486,10 @@ def _triples(
             raise InputError("validation must be a matrix or a tuple (users, items, ratings)")
         rows = check_index_array(validation[0], shape[0], name="validation users")
         columns = check_index_array(validation[1], shape[1], name="validation items")
-        values = np.asarray(validation[2], np.float64)
+        try:
+            values = np.atleast_1d(np.asarray(validation[2], np.float64))
+        except (TypeError, ValueError):
+            raise InputError("validation: its ratings are not numbers") from None
         if not len(rows) == len(columns) == len(values):
             raise InputError("validation: users, items and ratings must have one length")
     else:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpu_als.data.ids import IdMap
-from gpu_als.errors import ModelFileError, NotFittedError
+from gpu_als.errors import InputError, ModelFileError, NotFittedError
 
 __all__ = ["HasIds"]
 
@@ -74,3 +74,13 @@ class HasIds:
     def _check_fitted(self) -> None:
         if self.user_factors is None or self.item_factors is None:
             raise NotFittedError("this model has no factors yet; call fit or load first")
+        for name in ("user_factors", "item_factors"):
+            factors = getattr(self, name)
+            matrix = isinstance(factors, np.ndarray) and factors.ndim == 2
+            if not matrix or factors.dtype not in (np.float32, np.float64):
+                raise InputError(f"{name} must be a 2-D NumPy array of float32 or float64")
+        if self.user_factors.shape[1] != self.item_factors.shape[1]:
+            raise InputError(
+                f"user_factors of shape {self.user_factors.shape} and item_factors of shape "
+                f"{self.item_factors.shape} must have the same number of columns"
+            )

@@ -20,6 +20,7 @@ from gpu_als.estimators.external_ids import HasIds
 from gpu_als.estimators.params import (
     HasParameters,
     check_dtype,
+    check_flag,
     check_integer,
     check_nonnegative,
 )
@@ -124,7 +125,9 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         self.alpha = check_nonnegative(alpha, name="alpha", above_zero=True)
         self.dtype = check_dtype(dtype)
         self.use_native = use_native
-        self.use_cg = use_cg
+        self.use_cg = check_flag(use_cg, name="use_cg")
+        if use_gpu is not None:
+            check_flag(use_gpu, name="use_gpu")
         self.use_gpu = use_gpu
         self.iterations = check_integer(iterations, name="iterations", at_least=0)
         self.calculate_training_loss = calculate_training_loss
@@ -282,7 +285,11 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
         self._check_fitted()
         arrays = {"user_factors": self.user_factors, "item_factors": self.item_factors}
+        for name, factors in arrays.items():
+            if not np.isfinite(factors).all():
+                raise InputError(f"{name} holds NaN or inf; such a model is not worth keeping")
         plain = {name: getattr(self, name) for name in _SAVED}
+        plain["factors"] = self.user_factors.shape[1]  # set_params may have changed it since
         seed = plain["random_state"]
         if not isinstance(seed, int | np.integer):
             plain["random_state"] = None
@@ -324,7 +331,7 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         return model
 
     def _backend(self) -> Backend:
-        name = {None: "auto", True: "cupy", False: "numpy"}[self.use_gpu]
+        name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"
         return get_backend(name, num_threads=self.num_threads)
 
     def _objective(self) -> Implicit | IALS:
@@ -364,9 +371,12 @@ class AlternatingLeastSquares(HasParameters, HasIds):
                 drawn = rng.random((size, self.factors), dtype=self.dtype.type)
                 setattr(self, name, drawn * self.dtype.type(0.01))
                 continue
+            factors = np.asarray(factors)
+            if factors.dtype.kind not in "fiu":
+                raise InputError(f"{name} must be an array of numbers, not of {factors.dtype}")
             if factors.shape != (size, self.factors):
                 hint = ""
-                if self.user_factors.shape[0] == n_items:
+                if np.shape(self.user_factors)[:1] == (n_items,):
                     hint = " (the matrix seems to be transposed: it must be users x items)"
                 raise InputError(
                     f"{name} has shape {factors.shape}, but user_items of shape "

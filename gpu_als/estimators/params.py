@@ -10,7 +10,14 @@ import numpy as np
 
 from gpu_als.errors import InputError
 
-__all__ = ["HasParameters", "check_dtype", "check_integer", "check_nonnegative"]
+__all__ = [
+    "HasParameters",
+    "check_dtype",
+    "check_flag",
+    "check_integer",
+    "check_nonnegative",
+    "check_pair",
+]
 
 
 class HasParameters:
@@ -59,20 +66,46 @@ class HasParameters:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+_LARGEST_INTEGER = 2**31 - 1
+
+
 def check_integer(value: Any, *, name: str, at_least: int) -> int:
     """Return ``value`` as an int, or say what it must be."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
-        raise InputError(f"{name} must be an integer of at least {at_least}, not {value!r}")
+    good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not good or not at_least <= value <= _LARGEST_INTEGER:
+        raise InputError(
+            f"{name} must be an integer of at least {at_least} and below 2^31, not {value!r}"
+        )
     return int(value)
+
+
+def check_flag(value: Any, *, name: str) -> bool:
+    """Return ``value`` as a bool, or say that it must be one."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def check_nonnegative(value: Any, *, name: str, above_zero: bool = False) -> float:
     """Return ``value`` as a finite float that is not negative, or say what it must be."""
     limit = "above 0" if above_zero else "of at least 0"
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not good or not np.isfinite(float(value)) or value < 0 or (above_zero and value == 0):
+    try:
+        good = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        number = float(value) if good else np.nan
+    except OverflowError:  # an integer beyond every float
+        number = np.inf
+    if not 0 <= number < np.inf or (above_zero and number == 0):
         raise InputError(f"{name} must be a finite number {limit}, not {value!r}")
-    return float(value)
+    return number
+
+
+def check_pair(value: Any, *, name: str) -> tuple[float, float]:
+    """Return one number, or one per side, as a pair."""
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2:
+        raise InputError(f"{name} must be one number or two, not {value!r}")
+    users, items = (check_nonnegative(one, name=name) for one in pair)
+    return users, items
 
 
 def check_dtype(dtype: Any) -> np.dtype:

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends.ops import Backend
-from gpu_als.data.matrix import as_csr
+from gpu_als.data.matrix import as_csr, check_magnitude
 from gpu_als.errors import InputError
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import RowProblem, SparseRows
@@ -126,6 +126,7 @@ def aligned_weights(
             "sample_weight must have the shape and the stored entries of ratings, once each; "
             "build both from the same rows and columns"
         )
+    check_magnitude(weights, dtype=dtype, name="sample_weight")
     if weights.data.min(initial=0) < 0:
         raise InputError("sample_weight holds negative values; weights must be 0 or more")
     kept = weights.data > 0
