@@ -297,6 +297,8 @@ def _batches(
     show_progress: bool,
 ) -> Iterator[tuple[NDArray[Any], sparse.csr_matrix]]:
     """Yield recommended ids (batch, N) and test rows (batch, n_items) of users with test items."""
+    if not hasattr(model, "recommend"):
+        raise InputError(f"model: found {type(model).__name__}; pass a model with recommend()")
     train = _csr("train_user_items", train_user_items)
     test = _csr("test_user_items", test_user_items)
     if train.shape[0] < test.shape[0]:

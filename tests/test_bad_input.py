@@ -9,8 +9,10 @@ import pytest
 import scipy.sparse as sp
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, als_step, factorize, loss_and_gradient
+from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.data.readers import read_triples
-from gpu_als.errors import InputError, ReadError
+from gpu_als.errors import InputError, ModelFileError, ReadError
+from gpu_als.evaluation import ndcg_at_k
 
 RATINGS = sp.random(20, 15, density=0.4, format="csr", random_state=7)
 RATINGS.data = np.ceil(RATINGS.data * 5)
@@ -51,6 +53,23 @@ def test_an_implicit_model_is_saved_with_the_width_it_has():
     model.save(file)
     file.seek(0)
     assert AlternatingLeastSquares.load(file).factors == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"), [(ExplicitALS(3), "param_"), (AlternatingLeastSquares(3), "")]
+)
+def test_a_file_without_its_parameters_is_refused(model, prefix):
+    model.fit(RATINGS)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    arrays = read_arrays(file)
+    del arrays[f"{prefix}iterations"]
+    damaged = io.BytesIO()
+    write_arrays(damaged, arrays)
+    damaged.seek(0)
+    with pytest.raises(ModelFileError, match="'iterations'"):
+        type(model).load(damaged)
 
 
 def test_masked_arrays_are_refused():
@@ -104,6 +123,7 @@ def test_numbers_beyond_the_dtype_are_refused(fit, names):
         ),
         (lambda: loss_and_gradient(DENSE, "x", np.ones((15, 2))), "W"),
         (lambda: ExplicitALS.load(3), "file"),
+        (lambda: ndcg_at_k(DENSE, RATINGS, RATINGS, show_progress=False), "model"),
     ],
 )
 def test_wrong_types_are_named(make, names):

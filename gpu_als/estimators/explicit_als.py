@@ -366,6 +366,9 @@ class ExplicitALS(HasParameters, HasIds):
                 for name, value in stored.items()
                 if name.startswith("param_")
             }
+            lost = {"factors", "regularization", "bias", "iterations", "dtype"} - params.keys()
+            if lost:
+                raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
             if isinstance(params.get("regularization"), list):
                 params["regularization"] = tuple(params["regularization"])
             params.setdefault("scale_regularization", None)

@@ -314,6 +314,9 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         ids = {name: array for name, array in stored.items() if name in ("user_ids", "item_ids")}
         try:
             values = {name: array.item() for name, array in stored.items() if name not in ids}
+            lost = {"factors", "regularization", "iterations"} - values.keys()
+            if lost:
+                raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
             steps = values.pop("cg_steps", 3)
             known = {name: values[name] for name in cls._parameter_names() if name in values}
             model = cls(**known)
