@@ -34,11 +34,16 @@ def run(body: str, *, threads: int = 32, shared: int = 0, order: str = "forward"
     return out
 
 
+def one_of(bodies) -> str:
+    """Return a body that does one of several, by ``which``: they compile faster together."""
+    return "\n".join(f"if (which == {i}) {{\n#line 2\n{body};\n}}" for i, body in enumerate(bodies))
+
+
 # Warp operations
 
 
 def by_width(source, width):
-    """What CUDA defines for a shuffle: the own value where the source is outside the segment."""
+    """Replace sources outside of the own segment by the own lane, as CUDA defines it."""
     segment = LANES & -width
     return np.where((source >= segment) & (source < segment + width), source, LANES)
 
@@ -234,10 +239,12 @@ DIVERGENT = {
 }
 
 
-@pytest.mark.parametrize(("body", "message"), DIVERGENT.values(), ids=DIVERGENT)
-def test_errors_name_the_place(body, message):
-    with pytest.raises(CudaOnCpuError, match=r"kernel kernel, block \(0, 0, 0\), .*" + message):
-        run(body, threads=64, shared=64)
+@pytest.mark.parametrize("case", DIVERGENT)
+def test_errors_name_the_place(case):
+    kernel = load(one_of(body for body, _ in DIVERGENT.values()), "int which")
+    match = r"kernel kernel, block \(0, 0, 0\), .*" + DIVERGENT[case][1]
+    with pytest.raises(CudaOnCpuError, match=match):
+        kernel.launch((1,), (64,), (np.int32(list(DIVERGENT).index(case)),), 64)
 
 
 def test_lanes_that_do_not_exist():
@@ -414,6 +421,139 @@ def test_tensor_core_rounding():
     assert out[0, 0] == 1
     assert out[1, 1] == np.nextafter(np.float32(1), np.float32(0))
     assert out[2, 2] == 1
+
+
+# Counting
+
+
+def aligned(count: int) -> np.ndarray:
+    """Return zeros that begin with a sector, as memory of a GPU does."""
+    array = np.zeros(count + 8, np.float32)
+    start = -(array.ctypes.data // 4) % 8
+    return array[start : start + count]
+
+
+def count(body: str, *, threads: int = 32, which: int = 0) -> cuda_on_cpu.Counts:
+    """Run one block with 4 KiB of shared memory ``p``, and count."""
+    parameters = "Global<float> out, Global<const float> in, int which"
+    body = f"int lane = threadIdx.x; SHARED_MEMORY(p);\n{body}"
+    kernel = load(body, parameters, count=True)
+    out, values = aligned(1024), aligned(1024)
+    kernel.count_range("out", out)
+    kernel.count_range("in", values)
+    kernel.launch((1,), (threads,), (out, values, np.int32(which)), 4096)
+    return kernel.counts
+
+
+# Wavefronts, and how many would do, by hand: 32 banks of 4 bytes.
+SHARED_PATTERNS = {
+    "p[lane] = 0": (1, 1),
+    "p[lane / 2] = 0": (1, 1),  # 16 words, two lanes each
+    "float v = p[7]": (1, 1),  # broadcast
+    "p[2 * lane] = 0": (2, 1),  # two words in every other bank
+    "p[3 * lane] = 0": (1, 1),
+    "p[16 * lane] = 0": (16, 1),
+    "p[32 * lane] = 0": (32, 1),  # all in one bank
+    "p[33 * lane] = 0": (1, 1),
+    "if (lane < 8) p[32 * lane] = 0": (8, 1),
+    "if (lane < 0) p[lane] = 0": (0, 0),
+    "load2(p + 2 * lane)": (2, 2),
+    "load2(p + 2 * (lane % 16))": (1, 1),  # both halves read the same 128 bytes
+    "load2(p + 4 * lane)": (4, 2),
+    "load4(p + 4 * lane)": (4, 4),
+    "load4(p)": (1, 1),
+    "load4(p + 4 * (lane / 4))": (1, 1),  # 8 quads, all banks
+    "load4(p + 4 * (lane / 2))": (2, 2),  # a half warp fits one wavefront
+    "load4(p + 32 * (lane % 8))": (32, 1),  # rows of 8 quads: 8 lanes at the same banks
+    "load4(p + 36 * (lane % 8))": (1, 1),  # rows of 9 quads: 8 lanes at all banks
+    "load4(p + 16 * lane)": (16, 4),  # rows of 4 quads: 8 lanes at 2 places of 8
+    "load4(p + 20 * lane)": (4, 4),  # rows of 5 quads
+    "p[lane] += 1": (2, 2),  # a read and a write
+    "for (int i = 0; i < 5; ++i) p[lane + i] = 0": (5, 5),
+    "for (int i = 0; i <= lane; ++i) p[lane] = 0": (32, 32),
+    "for (int i = 0; i <= lane / 16; ++i) { p[lane] = 0; __syncwarp(~0u << 16 * i); }": (2, 2),
+    "shared_as<unsigned short>(p)[lane] = 0": (1, 1),
+}
+
+
+@pytest.mark.parametrize("pattern", SHARED_PATTERNS)
+def test_wavefronts(pattern):
+    which = list(SHARED_PATTERNS).index(pattern)
+    shared = count(one_of(SHARED_PATTERNS), which=which).shared
+    assert (shared.wavefronts, shared.ideal) == SHARED_PATTERNS[pattern]
+
+
+# Accesses, bytes and sectors of 32 bytes.
+GLOBAL_PATTERNS = {
+    "float v = in[lane]": (1, 128, 4),
+    "float v = in[0]": (1, 128, 1),
+    "float v = in[2 * lane]": (1, 128, 8),
+    "float v = in[8 * lane]": (1, 128, 32),
+    "float v = in[lane + 4]": (1, 128, 5),
+    "load4(in + 4 * lane)": (1, 512, 16),
+    "load2(in + 2 * lane)": (1, 256, 8),
+    "float v = __ldg(in + lane)": (1, 128, 4),
+    "float v = lane < 3 ? in[lane] : 0.0f": (1, 12, 1),
+    "for (int i = lane; i < 80; i += 32) float v = in[i]": (3, 320, 10),
+}
+
+
+@pytest.mark.parametrize("pattern", GLOBAL_PATTERNS)
+def test_global_traffic(pattern):
+    body = one_of(GLOBAL_PATTERNS) + "out[lane] = 0; store4(out + 4 * lane, float4());"
+    counts = count(body, which=list(GLOBAL_PATTERNS).index(pattern))
+    assert counts.reads["in"] == cuda_on_cpu.Traffic(*GLOBAL_PATTERNS[pattern])
+    assert counts.writes["in"] == counts.reads["out"] == cuda_on_cpu.Traffic()
+    assert counts.writes["out"] == cuda_on_cpu.Traffic(2, 128 + 512, 4 + 16)
+    assert counts.reads["other"] == counts.writes["other"] == cuda_on_cpu.Traffic()
+
+
+def test_worst_sites():
+    body = "p[lane] = 0;\np[2 * lane] = 0;\nfor (int i = 0; i < 3; ++i)\np[8 * lane] = 0;"
+    worst = count(body, threads=64).worst_sites()
+    assert [site.where for site in worst] == ["kernel.cu:6", "kernel.cu:4"]
+    assert [site.counts.accesses for site in worst] == [6, 2]
+    assert [site.counts.conflicts for site in worst] == [6 * 7, 2]
+
+
+def test_counts_are_of_one_launch():
+    kernel = load("out[threadIdx.x] += 1; __syncthreads();", count=True)
+    out = aligned(64)
+    kernel.count_range("out", out)
+    for blocks in (1, 2):
+        kernel.launch((blocks,), (64,), (out,))
+        expected = cuda_on_cpu.Traffic(2 * blocks, 256 * blocks, 8 * blocks)
+        assert kernel.counts.reads["out"] == kernel.counts.writes["out"] == expected
+    np.testing.assert_array_equal(out, 3)
+
+
+def test_counting_pointers_behave_as_pointers():
+    body = """
+        Global<const float> from = in;
+        Shared<const float> read = p;
+        p[0] = from[1];
+        p[1] = p[0];
+        p[2] = (p[0] *= 3.0f) - *read;
+        Global<float> to = out + 2;
+        --to;
+        to += 2;
+        bool right = to != nullptr && to - out == 3 && out < to && from == in;
+        *to = p[1] + max(p[2], from[0]) + fmaf(p[0], 2.0f, right ? 100.0f : 0.0f);
+    """
+    results = []
+    for counting in (False, True):
+        out, values = aligned(8), aligned(8)
+        values[:2] = 5, 7
+        kernel = load(
+            f"SHARED_MEMORY(p);{body}",
+            "Global<float> out, Global<const float> in",
+            count=counting,
+        )
+        kernel.launch((1,), (1,), (out, values), 64)
+        results.append(out[3])
+    assert results == [7 + 5 + 42 + 100] * 2
+    with pytest.raises(CudaOnCpuError, match=r"discards qualifiers|cannot convert"):
+        load("auto later = out[0]; float v = later;", count=True)
 
 
 # Compiled in other ways

@@ -134,8 +134,9 @@ struct Block {
 
 Block block;
 
-// Set by counting.h: a warp has come to a point where all its lanes are together.
-void (*warp_is_together)() = nullptr;
+// All lanes of the current warp have come to the same point: what they did since the last one can
+// be put together (counting.h).
+inline void warp_is_together();
 
 // Ends the launch: the host goes on with the message, the block's fibres are dropped.
 [[noreturn]] __attribute__((format(printf, 1, 2), noinline, cold)) void fail(
@@ -221,7 +222,7 @@ inline void wait() {
         next = &block.current->context;
     } else {
         check_that_none_waits_for_the_warp(warp);
-        if (warp_is_together) warp_is_together();
+        warp_is_together();
         block.ready_warps &= ~(1u << warp.number);
         if (block.ready_warps) {
             block.current = &first_of(block.warps[pick(block.ready_warps, warp.number)]);
@@ -262,7 +263,7 @@ inline const Round& exchange(const char* operation, unsigned mask, const T& valu
         group.arrived = 0;
         group.turn ^= 1;
         warp.ready |= mask;
-        if (warp_is_together && mask == warp.existing) warp_is_together();
+        if (mask == warp.existing) warp_is_together();
     } else {
         warp.ready &= ~bit;
         wait();
@@ -286,7 +287,7 @@ inline unsigned barrier(const char* operation, bool predicate, Place place) {
 
     block.votes += predicate;
     if (++block.arrived == block.threads.size()) {
-        if (warp_is_together) warp_is_together();
+        warp_is_together();
         block.result = block.votes;
         block.arrived = block.votes = 0;
         for (Warp& warp : block.warps) {

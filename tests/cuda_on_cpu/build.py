@@ -33,7 +33,7 @@ _FLAGS = (
 )  # fmt: skip
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1")
 # Counting tells accesses apart by where they return to: every access needs a call of its own.
-_COUNT = ("-DGPU_ALS_COUNT", "-g", "-O1", "-fno-optimize-sibling-calls")
+_COUNT = ("-DGPU_ALS_COUNT", "-g", "-O1", "-fno-optimize-sibling-calls", "-fno-thread-jumps")
 
 
 class CudaOnCpuError(RuntimeError):
@@ -100,7 +100,7 @@ class Counts:
 
 @functools.lru_cache(maxsize=1)
 def _compiler() -> tuple[str, str]:
-    """The compiler and its version."""
+    """Find the compiler; return its path and version."""
     path = shutil.which("g++")
     if path is None:
         raise CudaOnCpuError("g++ was not found")
@@ -131,7 +131,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def _cache() -> Path:
-    """The folder of compiled kernels: private, since what lies in it will be loaded."""
+    """Return the folder of compiled kernels: private, since what lies in it will be loaded."""
     folder = Path(tempfile.gettempdir()) / f"cuda_on_cpu-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -329,7 +329,7 @@ def _three(sizes: Sequence[int]) -> ctypes.Array:
 
 
 def _argument(value: Any) -> bytes:
-    """The bytes a kernel gets for an argument."""
+    """Return the bytes that a kernel gets for an argument."""
     if isinstance(value, np.ndarray):
         return np.uintp(value.ctypes.data).tobytes()
     if isinstance(value, bool):

@@ -84,8 +84,6 @@ inline float __uint_as_float(unsigned x) { return cuda_on_cpu::bits_as<float>(x)
 
 // Barriers of the block
 
-using cuda_on_cpu::Place;
-
 inline void __syncthreads(Place place = Place::here()) {
     cuda_on_cpu::barrier("__syncthreads", false, place);
 }

@@ -1,6 +1,19 @@
 // The pointers of the kernels' memory.cuh: plain ones here, counting ones in counting.h.
 #pragma once
 
+using cuda_on_cpu::Place;
+
+namespace cuda_on_cpu {
+
+template <class Vector>
+__forceinline__ Vector* aligned(const float* p, Place place) {
+    if (reinterpret_cast<uintptr_t>(p) % sizeof(Vector))
+        fail("misaligned access of %zu bytes at %s:%d", sizeof(Vector), place.file, place.line);
+    return reinterpret_cast<Vector*>(const_cast<float*>(p));
+}
+
+}  // namespace cuda_on_cpu
+
 #ifdef GPU_ALS_COUNT
 #include "counting.h"
 #else
@@ -10,25 +23,13 @@ using Global = T*;
 template <class T>
 using Shared = T*;
 
-namespace cuda_on_cpu {
-template <class Vector>
-__forceinline__ Vector* aligned(const float* p, Place place) {
-    if (reinterpret_cast<uintptr_t>(p) % sizeof(Vector))
-        fail("misaligned access of %zu bytes at %s:%d", sizeof(Vector), place.file, place.line);
-    return reinterpret_cast<Vector*>(const_cast<float*>(p));
-}
-}  // namespace cuda_on_cpu
-
-__forceinline__ float4 load4(const float* p,
-                             cuda_on_cpu::Place place = cuda_on_cpu::Place::here()) {
+__forceinline__ float4 load4(const float* p, Place place = Place::here()) {
     return *cuda_on_cpu::aligned<float4>(p, place);
 }
-__forceinline__ void store4(float* p, float4 v,
-                            cuda_on_cpu::Place place = cuda_on_cpu::Place::here()) {
+__forceinline__ void store4(float* p, float4 v, Place place = Place::here()) {
     *cuda_on_cpu::aligned<float4>(p, place) = v;
 }
-__forceinline__ float2 load2(const float* p,
-                             cuda_on_cpu::Place place = cuda_on_cpu::Place::here()) {
+__forceinline__ float2 load2(const float* p, Place place = Place::here()) {
     return *cuda_on_cpu::aligned<float2>(p, place);
 }
 template <class T>
@@ -36,11 +37,17 @@ __forceinline__ T __ldg(const T* p) {
     return *p;
 }
 template <class T>
-__forceinline__ T* shared_as(float* p) {
+__forceinline__ Shared<T> shared_as(Shared<float> p) {
     return reinterpret_cast<T*>(p);
 }
 
 #define SHARED_MEMORY(name) \
     Shared<float> name = static_cast<float*>(cuda_on_cpu::block.shared_memory)
+
+namespace cuda_on_cpu {
+namespace {
+inline void warp_is_together() {}
+}  // namespace
+}  // namespace cuda_on_cpu
 
 #endif
