@@ -153,7 +153,8 @@ def _compile(text: str, flags: Sequence[str]) -> Path:
         source, output = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         source.write_text(text)
         command = [path, *flags, f"-I{HERE}", "-o", str(output), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
         if done.returncode:
             raise CudaOnCpuError(f"{' '.join(command)} failed:\n{done.stderr}")
         output.replace(library)
