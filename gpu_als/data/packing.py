@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Batch", "Packing", "pack_rows"]
+__all__ = ["Batch", "Packing", "Span", "pack_rows"]
 
 _EXACT_WIDTHS = 32
 _PADDING = 1.06
@@ -31,6 +31,40 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Rows of one kind, a run of places ordered by length.
+
+    Attributes
+    ----------
+    start, stop : int
+        Places in ``order`` followed by ``long_rows``.
+    definite : bool
+        No row has a negative gram weight.
+    lengths : int64 array
+        The lengths that occur, rising.
+    first : int64 array
+        The place where each length begins.
+    """
+
+    start: int
+    stop: int
+    definite: bool
+    lengths: np.ndarray
+    first: np.ndarray
+
+    def place_above(self, length: int) -> int:
+        """Return the place of the first row longer than ``length``."""
+        number = int(np.searchsorted(self.lengths, length, side="right"))
+        return int(self.first[number]) if number < len(self.first) else self.stop
+
+    @classmethod
+    def of(cls, lengths: np.ndarray, start: int, *, definite: bool) -> Span:
+        """Describe rows of rising ``lengths`` that begin at place ``start``."""
+        distinct, first = np.unique(lengths, return_index=True)
+        return cls(start, start + len(lengths), definite, distinct, start + first)
+
+
+@dataclass(frozen=True)
 class Packing:
     """The batches of one side.
 
@@ -43,12 +77,15 @@ class Packing:
     long_rows : tuple of int
         Rows too long for one batch; they are processed in segments of ``segment`` entries.
     segment : int
+    spans : tuple of Span
+        The rows by kind and length, ``order`` followed by ``long_rows``.
     """
 
     order: Any
     batches: tuple[Batch, ...]
     long_rows: tuple[int, ...]
     segment: int
+    spans: tuple[Span, ...]
 
 
 def row_elements(width: int, n_factors: int) -> int:
@@ -83,6 +120,7 @@ def pack_rows(
     definite = np.ones(len(counts), bool) if indefinite is None else ~indefinite
     segment = max(batch_elements // n_factors, n_factors, 1)
     long_rows = np.flatnonzero(counts > segment)
+    long_rows = long_rows[np.argsort(counts[long_rows], kind="stable")]
     packed = np.flatnonzero(counts <= segment)
     sort = np.lexsort((counts[packed], definite[packed]))  # stable: equal rows keep their order
     order = packed[sort]
@@ -105,7 +143,13 @@ def pack_rows(
             stop = start
         begin = end
     batches.sort(key=lambda batch: -batch.width)
-    return Packing(order, tuple(batches), tuple(int(row) for row in long_rows), segment)
+    middle = int(np.count_nonzero(~definite[order]))
+    spans = (
+        Span.of(lengths[:middle], 0, definite=False),
+        Span.of(lengths[middle:], middle, definite=True),
+        Span.of(counts[long_rows], len(order), definite=bool(definite[long_rows].all())),
+    )
+    return Packing(order, tuple(batches), tuple(int(row) for row in long_rows), segment, spans)
 
 
 def _shortest(width: int, n_factors: int) -> int:

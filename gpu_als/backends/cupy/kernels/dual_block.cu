@@ -1,0 +1,197 @@
+// Rows of up to EDGE * TILES entries in their dual form, one block of EDGE * EDGE threads for each row.
+//
+//     S = shift I + W W^T,    S u = tau - W b0 / shift,    z = b0 / shift + W^T u
+//
+// W passes through shared memory in chunks of `chunk` columns. Where all columns fit (chunk =
+// stride) it stays there and every row of `fixed` is read from global memory exactly once;
+// otherwise three times: for S, for z, for the check.
+//
+// Thread mapping. Threads form an EDGE x EDGE grid; in the Gram thread (ty, tx) keeps S[ty + EDGE a][tx +
+// EDGE b] for a >= b in registers and reads W 16 bytes at a time along its rows. Products W^T v:
+// warps over rows, lanes over columns, added over warps in order. Products W z: thread i has row
+// i. Factorisation: see cholesky.cuh.
+//
+// Shared memory (dual_block_floats in launch.py): the entries, the panels of S, which later serve
+// as scratch, z, and the chunk of W with rows padded to 4 mod 8 floats, so that 16-byte reads of
+// eight neighbouring rows meet no bank conflict.
+//
+// Macros: EDGE (8 or 16), TILES (TILES <= EDGE).
+#include "cholesky.cuh"
+
+constexpr int THREADS = EDGE * EDGE;
+constexpr int M = EDGE * TILES;
+constexpr int SIZE = (M + kPanel - 1) / kPanel * kPanel;
+constexpr int WARPS = THREADS / 32;
+
+struct Chunk {
+    Shared<float> w;
+    int ld;
+    int first;  // column
+    int width;
+};
+
+// Loads columns of W; rows beyond the row's entries are zero, up to M.
+__device__ __forceinline__ void load_chunk(const HalfSweep& problem, const Row& row,
+                                           Shared<int> index, Shared<float> size,
+                                           const Chunk& chunk) {
+    const int quads = chunk.width / 4, n = int(row.count);
+#pragma unroll 4
+    for (int e = threadIdx.x; e < M * quads; e += THREADS) {
+        const int i = e / quads, c = 4 * (e % quads);
+        store4(chunk.w + i * chunk.ld + c,
+               i < n ? load_scaled(problem, row, index[i], size[i], chunk.first + c) : zero4());
+    }
+}
+
+// The row's dot product with the chunk's columns of `vector`, for thread i < n.
+__device__ __forceinline__ float dot_row(const Chunk& chunk, Shared<float> vector, float sum) {
+    Shared<float> own = chunk.w + threadIdx.x * chunk.ld;
+    for (int c = 0; c < chunk.width; c += 4)
+        sum = add_dot(sum, load4(own + c), load4(vector + chunk.first + c));
+    return sum;
+}
+
+// Warp by warp, W^T v for the chunk's columns, into scratch[warp * width].
+__device__ __forceinline__ void combine(const Chunk& chunk, int n, Shared<float> v,
+                                        Shared<float> scratch) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int c = 4 * lane; c < chunk.width; c += 128) {
+        float4 sum = zero4();
+        for (int i = warp; i < n; i += WARPS) sum = add_scaled(sum, v[i], load4(chunk.w + i * chunk.ld + c));
+        store4(scratch + warp * chunk.width + c, sum);
+    }
+}
+
+__device__ __forceinline__ float over_warps(const Chunk& chunk, int c, Shared<float> scratch) {
+    float sum = 0.f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; ++warp) sum += scratch[warp * chunk.width + c];
+    return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width) {
+    SHARED_MEMORY(shared);
+    const int stride = problem.stride;
+    Shared<float> u = shared;
+    Shared<float> diagonal = u + SIZE;
+    Shared<float> tau = diagonal + SIZE;
+    Shared<float> error = tau + SIZE;
+    Shared<float> size = error + SIZE;
+    Shared<int> index = shared_as<int>(size + SIZE);
+    Shared<float> scratch = size + 2 * SIZE;
+    Shared<float> z = scratch + kExchange * WARPS;
+    const SharedPanels s = {z + stride, SIZE};
+    Chunk chunk = {s.at + panel_floats(SIZE), chunk_width % 8 == 4 ? chunk_width : chunk_width + 4,
+                   0, chunk_width};
+    Shared<float> sums = s.at;  // over the panels, once u is known
+    const bool resident = chunk_width == stride;
+
+    const int tid = threadIdx.x, tx = tid % EDGE, ty = tid / EDGE;
+    const Row row(problem, Global<const int64>(rows_)[blockIdx.x]);
+    const int n = int(row.count);
+    for (int i = tid; i < SIZE; i += THREADS) {
+        Entry entry;
+        if (i < n) entry = Entry(problem, row.first + i);
+        index[i] = entry.index, size[i] = entry.size, tau[i] = entry.tau;
+    }
+    for (int c = tid; c < stride; c += THREADS) z[c] = row.b0(problem, c) / row.shift;
+    __syncthreads();
+
+    // Gram, and the dual right-hand side of thread i's entry.
+    float t = tid < SIZE ? tau[tid] : 0.f;
+    float sum[TILES][TILES] = {};
+    for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
+        chunk.width = min(chunk_width, stride - chunk.first);
+        if (chunk.first > 0) __syncthreads();
+        load_chunk(problem, row, index, size, chunk);
+        __syncthreads();
+#pragma unroll 1
+        for (int c = 0; c < chunk.width; c += 4) {
+            float4 left[TILES];
+#pragma unroll
+            for (int a = 0; a < TILES; ++a) left[a] = load4(chunk.w + (ty + EDGE * a) * chunk.ld + c);
+#pragma unroll
+            for (int b = 0; b < TILES; ++b) {
+                const float4 right = load4(chunk.w + (tx + EDGE * b) * chunk.ld + c);
+#pragma unroll
+                for (int a = b; a < TILES; ++a) sum[a][b] = add_dot(sum[a][b], left[a], right);
+            }
+        }
+        if (problem.b0 != nullptr && tid < n) t -= dot_row(chunk, z, 0.f);
+    }
+#pragma unroll
+    for (int a = 0; a < TILES; ++a)
+#pragma unroll
+        for (int b = 0; b <= a; ++b) {
+            const int r = ty + EDGE * a, c = tx + EDGE * b;
+            float value = sum[a][b];
+            if (r == c) diagonal[r] = value = r < n ? value + row.shift : 1.f;
+            *s.element(r, c) = value;
+        }
+    // The panels may reach beyond M.
+    for (int e = tid; e < (SIZE - M) * SIZE; e += THREADS) {
+        const int r = M + e / SIZE, c = e % SIZE;
+        if (c <= r) *s.element(r, c) = r == c ? 1.f : 0.f;
+        if (r == c) diagonal[r] = 1.f;
+    }
+    if (tid < SIZE) *s.element(SIZE, tid) = t;
+    __syncthreads();
+
+    const bool good = factor<THREADS>(s, n, diagonal, scratch) && row.shift > 0.f;
+    solve_back<THREADS>(s, u, scratch);
+
+    // z = b0 / shift + W^T u, and the predictions q = W z.
+    float q = 0.f;
+    for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
+        chunk.width = min(chunk_width, stride - chunk.first);
+        if (!resident) {
+            load_chunk(problem, row, index, size, chunk);
+            __syncthreads();
+        }
+        combine(chunk, n, u, sums);
+        __syncthreads();
+        for (int c = tid; c < chunk.width; c += THREADS) z[chunk.first + c] += over_warps(chunk, c, sums);
+        __syncthreads();
+        if (tid < n) q = dot_row(chunk, z, q);
+        __syncthreads();
+    }
+
+    // Check: residual = shift z + W^T (q - tau) - b0 against rhs = W^T tau + b0.
+    float loss = 0.f, residual = 0.f, rhs = 0.f;
+    if (tid < n) {
+        error[tid] = q - tau[tid];
+        loss = entry_loss(problem, q, 1.f, tau[tid]);
+    }
+    __syncthreads();
+    for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
+        chunk.width = min(chunk_width, stride - chunk.first);
+        if (!resident) {
+            load_chunk(problem, row, index, size, chunk);
+            __syncthreads();
+        }
+        combine(chunk, n, error, sums);
+        combine(chunk, n, tau, sums + WARPS * chunk.width);
+        __syncthreads();
+        for (int c = tid; c < chunk.width; c += THREADS) {
+            const float own = z[chunk.first + c], b0 = row.b0(problem, chunk.first + c);
+            const float misfit = row.shift * own - b0 + over_warps(chunk, c, sums);
+            const float target = b0 + over_warps(chunk, c, sums + WARPS * chunk.width);
+            residual = fmaf(misfit, misfit, residual);
+            rhs = fmaf(target, target, rhs);
+            loss += own * (row.shift * own - 2.f * b0);
+        }
+        __syncthreads();
+    }
+    residual = block_sum<THREADS>(residual, scratch);
+    rhs = block_sum<THREADS>(rhs, scratch);
+    loss = block_sum<THREADS>(loss, scratch);
+    const float share = good ? relative(residual, rhs) : no_number();
+    if (share <= problem.residual_limit)
+        for (int c = tid; c < stride; c += THREADS)
+            Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale(problem, c);
+    if (tid == 0) {
+        Global<float>(problem.residual)[row.number] = share;
+        Global<float>(problem.objective)[row.number] = loss;
+    }
+}

@@ -1,0 +1,278 @@
+// Gram matrices of long rows: W^T sign W, the lower triangle, as a sum of outer products.
+//
+// Entries pass through shared memory TILE_ROWS at a time (Stage); while one tile is multiplied the
+// next is on its way in registers. Padding entries and columns are zero.
+//
+// Two ways to multiply, with one interface (add a staged tile; store to panels):
+//
+// FloatGram: threads form an Edge x Edge grid; thread (ty, tx) keeps the elements with rows
+// 2 ty + e + 2 Edge a and columns 2 tx + f + 2 Edge b, e, f < 2, for a >= b, and reads pairs of
+// neighbouring columns: a warp's reads fall on one bank each or are broadcasts.
+//
+// TensorGram: each warp takes 32 x 32 tiles of the lower triangle in turn, on tensor cores. Every
+// factor is split into two TF32 numbers, w = high + low, and w w' is high high' + high low' + low
+// high' ("3xTF32"), which keeps float32's accuracy: what is dropped is 2^-22 of the product.
+// A stage row is 8 mod 32 floats long, which puts the 4 x 8 elements a warp reads on 32 banks.
+#pragma once
+#include "cholesky.cuh"
+
+// Sizes of the Gram of 2 Edge Units columns, by Edge x Edge threads. Units is at most Edge / 2.
+template <int Edge, int Units>
+struct GramShape {
+    static constexpr int kThreads = Edge * Edge;
+    static constexpr int kSize = 2 * Edge * Units;  // columns, a multiple of 32
+    static constexpr int kStageStride = kSize + 8;
+    static constexpr int kTileRows = kSize > 128 ? 8 : 16;
+    static constexpr int kStageFloats = kTileRows * kStageStride;
+};
+
+// One tile of scaled entries on its way from `fixed` to shared memory.
+template <class Shape>
+struct Tile {
+    static constexpr int kQuads = Shape::kSize / 4;
+    static constexpr int kSteps = (Shape::kTileRows * kQuads + Shape::kThreads - 1) / Shape::kThreads;
+    float4 held[kSteps];
+
+    // `index` and `size` are those of the tile's entries, `count` of which exist.
+    __device__ __forceinline__ void load(const HalfSweep& problem, const Row& row,
+                                         Shared<int> index, Shared<float> size, int count) {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            const int e = threadIdx.x + step * Shape::kThreads, i = e / kQuads, c = 4 * (e % kQuads);
+            held[step] = i < count && c < problem.stride
+                             ? load_scaled(problem, row, index[i], size[i], c)
+                             : zero4();
+        }
+    }
+
+    __device__ __forceinline__ void store(Shared<float> stage) const {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            const int e = threadIdx.x + step * Shape::kThreads, i = e / kQuads, c = 4 * (e % kQuads);
+            if (i < Shape::kTileRows) store4(stage + i * Shape::kStageStride + c, held[step]);
+        }
+    }
+};
+
+template <int Edge, int Units>
+struct FloatGram {
+    using Shape = GramShape<Edge, Units>;
+    float2 sum[Units * (Units + 1) / 2][2];  // [pair a >= b][e], components f
+
+    __device__ __forceinline__ FloatGram() {
+#pragma unroll
+        for (auto& unit : sum) unit[0] = unit[1] = make_float2(0.f, 0.f);
+    }
+
+    __device__ __forceinline__ void add(Shared<float> stage, Shared<float> sign) {
+        const int tx = threadIdx.x % Edge, ty = threadIdx.x / Edge;
+#pragma unroll 1
+        for (int i = 0; i < Shape::kTileRows; ++i) {
+            Shared<float> row = stage + i * Shape::kStageStride;
+            float2 left[Units];
+#pragma unroll
+            for (int a = 0; a < Units; ++a) {
+                left[a] = load2(row + 2 * (ty + Edge * a));
+#ifdef SIGNED
+                left[a].x *= sign[i], left[a].y *= sign[i];
+#endif
+            }
+#pragma unroll
+            for (int b = 0; b < Units; ++b) {
+                const float2 right = load2(row + 2 * (tx + Edge * b));
+#pragma unroll
+                for (int a = b; a < Units; ++a) {
+                    float2(&to)[2] = sum[a * (a + 1) / 2 + b];
+                    to[0].x = fmaf(left[a].x, right.x, to[0].x);
+                    to[0].y = fmaf(left[a].x, right.y, to[0].y);
+                    to[1].x = fmaf(left[a].y, right.x, to[1].x);
+                    to[1].y = fmaf(left[a].y, right.y, to[1].y);
+                }
+            }
+        }
+    }
+
+    template <class Pointer>
+    __device__ __forceinline__ void store(Panels<Pointer> to) const {
+        const int tx = threadIdx.x % Edge, ty = threadIdx.x / Edge;
+#pragma unroll
+        for (int a = 0; a < Units; ++a)
+#pragma unroll
+            for (int b = 0; b <= a; ++b)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const float2 value = sum[a * (a + 1) / 2 + b][e];
+                    Pointer at = to.element(2 * (ty + Edge * a) + e, 2 * (tx + Edge * b));
+                    at[0] = value.x;
+                    at[1] = value.y;
+                }
+    }
+};
+
+#ifdef TENSOR_CORES
+#ifndef GPU_ALS_ON_CPU
+// Rounds to TF32: 10 bits of mantissa.
+__device__ __forceinline__ unsigned to_tf32(float value) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
+// c += a b on one warp: a (16, 8), b (8, 8), c (16, 8), laid out over lanes as PTX has it for
+// mma.m16n8k8.
+__device__ __forceinline__ void mma_tf32_16x8x8(float (&c)[4], const unsigned (&a)[4],
+                                                const unsigned (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+__device__ __forceinline__ void split_tf32(float value, unsigned& high, unsigned& low) {
+    high = to_tf32(value);
+    low = to_tf32(value - __uint_as_float(high));
+}
+
+template <int Edge, int Units>
+struct TensorGram {
+    using Shape = GramShape<Edge, Units>;
+    static constexpr int kWarps = Shape::kThreads / 32;
+    static constexpr int kEdge = Shape::kSize / 32;  // 32 x 32 tiles along the diagonal
+    static constexpr int kTiles = kEdge * (kEdge + 1) / 2;
+    static constexpr int kTurns = (kTiles + kWarps - 1) / kWarps;
+    float sum[kTurns][2][4][4];  // [tile][16 rows][8 columns][as mma has them]
+
+    __device__ __forceinline__ TensorGram() {
+#pragma unroll
+        for (auto& tile : sum)
+#pragma unroll
+            for (int e = 0; e < 32; ++e) tile[e / 16][e / 4 % 4][e % 4] = 0.f;
+    }
+
+    // Tile number -> its place (r >= c) in the triangle.
+    static __device__ __forceinline__ void place(int tile, int& r, int& c) {
+        r = 0;
+        while ((r + 1) * (r + 2) / 2 <= tile) ++r;
+        c = tile - r * (r + 1) / 2;
+    }
+
+    __device__ __forceinline__ void add(Shared<float> stage, Shared<float> sign) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int turn = 0; turn < kTurns; ++turn) {
+            const int tile = warp + kWarps * turn;
+            if (tile >= kTiles) break;
+            int r, c;
+            place(tile, r, c);
+#pragma unroll 1
+            for (int i = 0; i < Shape::kTileRows; i += 8) {
+                Shared<float> near = stage + (i + t) * Shape::kStageStride + g;
+                Shared<float> far = near + 4 * Shape::kStageStride;
+                unsigned high[2][4], low[2][4];
+#ifdef SIGNED
+                const float near_sign = sign[i + t], far_sign = sign[i + t + 4];
+#else
+                const float near_sign = 1.f, far_sign = 1.f;
+#endif
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    const int at = 32 * r + 16 * m;
+                    split_tf32(near_sign * near[at], high[m][0], low[m][0]);
+                    split_tf32(near_sign * near[at + 8], high[m][1], low[m][1]);
+                    split_tf32(far_sign * far[at], high[m][2], low[m][2]);
+                    split_tf32(far_sign * far[at + 8], high[m][3], low[m][3]);
+                }
+#pragma unroll
+                for (int n = 0; n < 4; ++n) {
+                    const int at = 32 * c + 8 * n;
+                    unsigned right[2], rest[2];
+                    split_tf32(near[at], right[0], rest[0]);
+                    split_tf32(far[at], right[1], rest[1]);
+#pragma unroll
+                    for (int m = 0; m < 2; ++m) {
+                        mma_tf32_16x8x8(sum[turn][m][n], low[m], right);
+                        mma_tf32_16x8x8(sum[turn][m][n], high[m], rest);
+                        mma_tf32_16x8x8(sum[turn][m][n], high[m], right);
+                    }
+                }
+            }
+        }
+    }
+
+    template <class Pointer>
+    __device__ __forceinline__ void store(Panels<Pointer> to) const {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (int turn = 0; turn < kTurns; ++turn) {
+            const int tile = warp + kWarps * turn;
+            if (tile >= kTiles) break;
+            int r, c;
+            place(tile, r, c);
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int n = 0; n < 4; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        *to.element(32 * r + 16 * m + g + 8 * (e / 2),
+                                    32 * c + 8 * n + 2 * t + e % 2) = sum[turn][m][n][e];
+        }
+    }
+};
+
+template <int Edge, int Units>
+using Gram = TensorGram<Edge, Units>;
+#else
+template <int Edge, int Units>
+using Gram = FloatGram<Edge, Units>;
+#endif
+
+// Shared memory of `accumulate`: the entries of one strip, kThreads at a time, and two tiles.
+template <class Shape>
+__host__ __device__ constexpr int accumulate_floats() {
+    return 4 * Shape::kThreads + 2 * Shape::kStageFloats;
+}
+
+// Adds entries first .. first + count - 1 to `gram`, and W^T tau of column threadIdx.x to `rhs`.
+// Ends with a barrier.
+template <class Shape, class Sum>
+__device__ __forceinline__ void accumulate(const HalfSweep& problem, const Row& row, int64 first,
+                                           int64 count, Sum& gram, float& rhs,
+                                           Shared<float> shared) {
+    constexpr int kStrip = Shape::kThreads, kRows = Shape::kTileRows;
+    const int tid = threadIdx.x;
+    Shared<float> size = shared;
+    Shared<float> sign = size + kStrip;
+    Shared<float> tau = sign + kStrip;
+    Shared<int> index = shared_as<int>(tau + kStrip);
+    Shared<float> stages = tau + 2 * kStrip;
+    for (int64 strip = 0; strip < count; strip += kStrip) {
+        const int here = int(min(int64(kStrip), count - strip));
+        Entry entry;
+        if (tid < here) entry = Entry(problem, first + strip + tid);
+        index[tid] = entry.index, size[tid] = entry.size, sign[tid] = entry.sign, tau[tid] = entry.tau;
+        __syncthreads();
+        Tile<Shape> tile;
+        tile.load(problem, row, index, size, here);
+        int turn = 0;
+        for (int done = 0; done < here; done += kRows, turn ^= 1) {
+            // Two places take turns, so one barrier a tile will do.
+            Shared<float> stage = stages + turn * Shape::kStageFloats;
+            tile.store(stage);
+            __syncthreads();
+            const int next = done + kRows;
+            if (next < here) tile.load(problem, row, index + next, size + next, here - next);
+            gram.add(stage, sign + done);
+            if (tid < Shape::kSize) {
+#pragma unroll 4
+                for (int i = 0; i < kRows; ++i)
+                    rhs = fmaf(tau[done + i], stage[i * Shape::kStageStride + tid], rhs);
+            }
+        }
+        __syncthreads();
+    }
+}

@@ -1,0 +1,39 @@
+// Memory as the kernels see it.
+//
+// `Global<T>` and `Shared<T>` are plain pointers on a GPU. The names mark what a pointer points
+// to, and let an execution model on the CPU put checked, counting pointers in their place
+// (tests/cuda_on_cpu). Scalars are reached as p[i]; four neighbours at once, 16-byte aligned, by
+// load4 and store4, two, 8-byte aligned, by load2.
+#pragma once
+
+using int64 = long long;
+
+#ifndef GPU_ALS_ON_CPU
+
+template <class T>
+using Global = T*;
+template <class T>
+using Shared = T*;
+
+__device__ __forceinline__ float4 load4(const float* p) {
+    return *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ void store4(float* p, float4 v) {
+    *reinterpret_cast<float4*>(p) = v;
+}
+__device__ __forceinline__ float2 load2(const float* p) {
+    return *reinterpret_cast<const float2*>(p);
+}
+
+// The same shared memory as another type.
+template <class T>
+__device__ __forceinline__ T* shared_as(float* p) {
+    return reinterpret_cast<T*>(p);
+}
+
+// The block's dynamic shared memory.
+#define SHARED_MEMORY(name)                       \
+    extern __shared__ float4 shared_memory_[];    \
+    Shared<float> name = reinterpret_cast<float*>(shared_memory_)
+
+#endif

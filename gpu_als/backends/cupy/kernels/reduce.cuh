@@ -1,0 +1,27 @@
+// Sums over a warp and over a block, in a fixed order.
+#pragma once
+#include "memory.cuh"
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Sum over groups of WIDTH neighbouring lanes (a power of two); every lane gets it.
+template <int WIDTH = 32>
+__device__ __forceinline__ float group_sum(float value) {
+#pragma unroll
+    for (int distance = WIDTH / 2; distance > 0; distance /= 2)
+        value += __shfl_xor_sync(kFullWarp, value, distance);
+    return value;
+}
+
+// Sum over a block of THREADS; every thread gets it. `scratch` has room for a float for each warp.
+template <int THREADS>
+__device__ __forceinline__ float block_sum(float value, Shared<float> scratch) {
+    value = group_sum(value);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+    float total = 0.f;
+#pragma unroll
+    for (int warp = 0; warp < THREADS / 32; ++warp) total += scratch[warp];
+    return total;
+}

@@ -1,0 +1,216 @@
+// One (k, k) system in shared memory, solved in one of three ways, and the result's way out.
+//
+// The system is complete except for what all rows share: `finish_system` adds shift, base and b0.
+// Then SOLVER picks what happens to it: CHOLESKY, CONJUGATE_GRADIENT or NON_NEGATIVE. Each leaves
+// z in shared memory; `Vectors` is the shared memory besides the panels.
+#pragma once
+#include "cholesky.cuh"
+
+#define CHOLESKY 0
+#define CONJUGATE_GRADIENT 1
+#define NON_NEGATIVE 2
+
+template <int THREADS, int SIZE>
+struct Vectors {
+    Shared<float> z, rhs, diagonal, scratch;
+
+    static constexpr int kFloats = 3 * SIZE + kExchange * (THREADS / 32);
+
+    __device__ __forceinline__ explicit Vectors(Shared<float> at)
+        : z(at), rhs(at + SIZE), diagonal(at + 2 * SIZE), scratch(at + 3 * SIZE) {}
+};
+
+// Adds shift, base and b0 to W^T sign W and W^T tau; columns from k on become the identity.
+template <int THREADS, int SIZE>
+__device__ __forceinline__ void finish_system(const HalfSweep& problem, const Row& row,
+                                              SharedPanels lhs, const Vectors<THREADS, SIZE>& v) {
+    if (problem.base != nullptr) {
+        Global<const float> base = problem.base;
+        for (int e = threadIdx.x; e < problem.k * problem.k; e += THREADS) {
+            const int r = e / problem.k, c = e % problem.k;
+            if (c <= r) *lhs.element(r, c) += base[e];
+        }
+        __syncthreads();
+    }
+    for (int c = threadIdx.x; c < SIZE; c += THREADS) {
+        Shared<float> corner = lhs.element(c, c);
+        v.diagonal[c] = *corner = c < problem.k ? *corner + row.shift : 1.f;
+        Shared<float> target = lhs.element(SIZE, c);
+        v.rhs[c] = *target += row.b0(problem, c);
+    }
+    __syncthreads();
+}
+
+// Product of the symmetric matrix whose lower triangle is `lhs` with `x`, row threadIdx.x.
+template <int SIZE>
+__device__ __forceinline__ float multiply_row(SharedPanels lhs, Shared<float> x) {
+    const int r = threadIdx.x;
+    if (r >= SIZE) return 0.f;
+    float sum = 0.f;
+    for (int c = 0; c <= r; ++c) sum = fmaf(*lhs.element(r, c), x[c], sum);
+    for (int c = r + 1; c < SIZE; ++c) sum = fmaf(*lhs.element(c, r), x[c], sum);
+    return sum;
+}
+
+#if SOLVER == CHOLESKY
+
+template <int THREADS, int SIZE>
+struct SystemSolver {
+    static constexpr int kFloats = 0;
+
+    static __device__ bool solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
+                                 const Vectors<THREADS, SIZE>& v, Shared<float>) {
+        const bool good = factor<THREADS>(lhs, problem.k, v.diagonal, v.scratch);
+        solve_back<THREADS>(lhs, v.z, v.scratch);
+        return good;
+    }
+};
+
+#elif SOLVER == CONJUGATE_GRADIENT
+
+// gpu_als/backends/conjugate_gradient.py, for one system.
+template <int THREADS, int SIZE>
+struct SystemSolver {
+    static constexpr int kFloats = SIZE;
+
+    static __device__ bool solve(const HalfSweep& problem, const Row& row, SharedPanels lhs,
+                                 const Vectors<THREADS, SIZE>& v, Shared<float> direction) {
+        const int c = threadIdx.x;
+        float z = 0.f;
+        if (c < problem.k)
+            z = Global<const float>(problem.z)[row.number * problem.stride + c] /
+                row.scale(problem, c);
+        if (c < SIZE) direction[c] = z;
+        __syncthreads();
+        float residual = c < SIZE ? v.rhs[c] - multiply_row<SIZE>(lhs, direction) : 0.f;
+        __syncthreads();
+        if (c < SIZE) direction[c] = residual;
+        float energy = block_sum<THREADS>(residual * residual, v.scratch);
+        float square = energy, steepest = 0.f;  // |direction|^2, largest curvature for it
+        for (int step = 0; step < problem.steps; ++step) {
+            __syncthreads();
+            const float own = c < SIZE ? direction[c] : 0.f;
+            const float image = multiply_row<SIZE>(lhs, direction);
+            const float curvature = block_sum<THREADS>(own * image, v.scratch);
+            steepest = fmaxf(steepest, curvature / fmaxf(square, kTiny));
+            // A step along what is only noise could have any length: there is none.
+            const bool regular = curvature > kTiny && curvature > kEpsilon * steepest * square;
+            const float length = regular ? energy / curvature : 0.f * curvature;
+            z = fmaf(length, own, z);
+            residual = fmaf(-length, image, residual);
+            const float former = energy;
+            energy = block_sum<THREADS>(residual * residual, v.scratch);
+            const float next = fmaf(former > kTiny ? energy / former : 0.f, own, residual);
+            square = block_sum<THREADS>(next * next, v.scratch);
+            if (c < SIZE) direction[c] = next;
+        }
+        if (c < SIZE) v.z[c] = z;
+        return __syncthreads_and(z - z == 0.f);  // finite
+    }
+};
+
+#else
+
+// gpu_als/backends/nnls.py, for one system: block principal pivoting.
+template <int THREADS, int SIZE>
+struct SystemSolver {
+    static constexpr int kFloats = panel_floats(SIZE);
+
+    static __device__ bool solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
+                                 const Vectors<THREADS, SIZE>& v, Shared<float> at) {
+        const SharedPanels trial = {at, SIZE};
+        const int c = threadIdx.x, warp = threadIdx.x / 32;
+        const bool bound = c < problem.k - problem.free_columns;
+        const float eps = 4 * problem.k * kEpsilon;
+        bool passive = true;
+        int fewest = problem.k + 1, patience = 3;
+        for (int round = 0; round < 5 * problem.k + 10; ++round) {
+            // The system on the passive set, the identity elsewhere.
+            if (c < SIZE) v.z[c] = passive ? 1.f : 0.f;
+            __syncthreads();
+            for (int r = warp; r <= SIZE; r += THREADS / 32)
+                for (int l = c % 32; l < min(r + 1, SIZE); l += 32) {
+                    const float kept = r < SIZE ? v.z[r] * v.z[l] : v.z[l];
+                    const float value = r < SIZE ? *lhs.element(r, l) : v.rhs[l];
+                    *trial.element(r, l) = kept != 0.f ? value : (r == l ? 1.f : 0.f);
+                }
+            if (c < SIZE) v.diagonal[c] = passive ? *lhs.element(c, c) : 1.f;
+            __syncthreads();
+            if (!factor<THREADS>(trial, problem.k, v.diagonal, v.scratch)) return false;
+            solve_back<THREADS>(trial, v.z, v.scratch);
+            if (c < SIZE && !passive) v.z[c] = 0.f;
+            __syncthreads();
+            // Signs below the rounding error of the products are not violations.
+            const float x = c < SIZE ? v.z[c] : 0.f, target = c < SIZE ? v.rhs[c] : 0.f;
+            const float y = multiply_row<SIZE>(lhs, v.z) - target;
+            const float x_noise = eps * block_max(fabsf(x), v.scratch);
+            const float y_noise = eps * block_max(fabsf(target), v.scratch);
+            const bool violates = bound && (passive ? x < -x_noise : y < -y_noise);
+            const int count = __syncthreads_count(violates);
+            if (count == 0) {
+                if (bound) v.z[c] = fmaxf(x, 0.f);
+                __syncthreads();
+                return true;
+            }
+            patience = count < fewest ? 3 : patience - 1;
+            fewest = min(count, fewest);
+            // The last violating column, when all at once did not help (Murty's rule).
+            const float last = block_max(violates ? float(c) : -1.f, v.scratch);
+            if (violates && (patience >= 0 || float(c) == last)) passive = !passive;
+            __syncthreads();
+        }
+        return false;
+    }
+
+    static __device__ __forceinline__ float block_max(float value, Shared<float> scratch) {
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2)
+            value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, distance));
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+        __syncthreads();
+        for (int warp = 0; warp < THREADS / 32; ++warp) value = fmaxf(value, scratch[warp]);
+        return value;
+    }
+};
+
+#endif
+
+// Judges z, given W^T (sign W z - tau) in `sums` and the entries' loss, and writes it.
+template <int THREADS, int SIZE>
+__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, bool good,
+                                          float loss, Shared<float> sums,
+                                          const Vectors<THREADS, SIZE>& v) {
+    float residual = 0.f, rhs = 0.f, rest = 0.f;
+    for (int c = threadIdx.x; c < problem.k; c += THREADS) {
+        const float z = v.z[c], b0 = row.b0(problem, c);
+        float own = row.shift * z;
+        if (problem.base != nullptr)
+            for (int l = 0; l < problem.k; ++l)
+                own = fmaf(Global<const float>(problem.base)[int64(l) * problem.k + c], v.z[l], own);
+        float misfit = sums[c] + own - b0;
+#if SOLVER == NON_NEGATIVE
+        // At the bound a positive gradient is no error.
+        if (c < problem.k - problem.free_columns && z <= 0.f) misfit = fminf(misfit, 0.f);
+#endif
+        residual = fmaf(misfit, misfit, residual);
+        rhs = fmaf(v.rhs[c], v.rhs[c], rhs);
+        rest += z * (own - 2.f * b0);
+    }
+    residual = block_sum<THREADS>(residual, v.scratch);
+    rhs = block_sum<THREADS>(rhs, v.scratch);
+    rest = block_sum<THREADS>(rest, v.scratch);
+    float share = relative(residual, rhs);
+#if SOLVER == CONJUGATE_GRADIENT
+    if (share == share) share = 0.f;  // its residual is no sign of failure
+#endif
+    if (!good) share = no_number();
+    if (share <= problem.residual_limit)
+        for (int c = threadIdx.x; c < problem.stride; c += THREADS)
+            Global<float>(problem.z)[row.number * problem.stride + c] =
+                c < problem.k ? v.z[c] * row.scale(problem, c) : 0.f;
+    if (threadIdx.x == 0) {
+        Global<float>(problem.residual)[row.number] = share;
+        Global<float>(problem.objective)[row.number] = loss + rest;
+    }
+}

@@ -1,0 +1,334 @@
+"""Which kernel solves which rows: a pure function from shapes and device limits to launches.
+
+Nothing here touches a GPU, so plans can be printed and tested for any device anywhere. The rows of
+one side are ordered by length (gpu_als/data/packing.py), and every launch takes a run of rows of
+similar length. Three kernels share them:
+
+    dual_warp    rows shorter than n_factors, up to 32 entries: one warp each
+    dual_block   rows shorter than n_factors, up to 256 entries: one block each
+    primal       all other rows: one block each; very long ones cut into segments (split)
+
+Rows for which the device's shared memory is too small, and empty rows, are left to the general
+path. Plans depend on the device only through its limits, and only in where rows go: the numbers a
+kernel computes for a row depend on the row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpu_als.data.packing import Packing, Span
+from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+
+__all__ = ["HALF_SWEEP", "SEGMENT", "DeviceLimits", "Launch", "Plan", "plan_half_sweep"]
+
+HALF_SWEEP = np.dtype(
+    [
+        *[(name, np.uint64) for name in (
+            "indptr", "indices", "root", "tau", "offset", "fixed", "eigenvalues", "ridge", "base",
+            "b0", "z", "residual", "objective",
+        )],
+        *[(name, np.float32) for name in ("ridge_all", "residual_limit")],
+        *[(name, np.int32) for name in ("k", "stride", "squared_loss", "steps", "free_columns")],
+    ],
+    align=True,
+)  # fmt: skip
+"""``struct HalfSweep`` of half_sweep.cuh."""
+
+SEGMENT = 4096
+"""Entries of one segment; rows longer than two of them are split. A constant, so that sums are
+added in the same order on every device."""
+
+_WARP_ENTRIES = (8, 16, 24, 32)
+_SMALL_BLOCK_ENTRIES = (8, 16, 24, 32, 40, 48, 56, 64)  # EDGE = 8
+_LARGE_BLOCK_ENTRIES = (80, 96, 112, 128, 160, 192, 224, 256)  # EDGE = 16
+_LONGEST_CHUNK = 128
+_WARP_BYTES = 40 << 10  # a warp that needs more would be too lonely on its multiprocessor
+_SOLVERS = {Cholesky: 0, ConjugateGradient: 1, NonNegative: 2}
+_PANEL_STRIDE, _EXCHANGE = 36, 64  # cholesky.cuh
+
+
+@dataclass(frozen=True)
+class DeviceLimits:
+    """What of a device decides where rows go.
+
+    Attributes
+    ----------
+    architecture : int
+        Compute capability, 90 for 9.0.
+    shared_per_block : int
+        Bytes of shared memory that one block can ask for.
+    shared_per_multiprocessor : int
+        Bytes that the blocks on one multiprocessor share.
+    """
+
+    architecture: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+
+    @property
+    def has_tensor_cores(self) -> bool:
+        """Whether TF32 products are there."""
+        return self.architecture >= 80
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: rows ``start`` to ``stop`` of the order, by one specialisation of one kernel."""
+
+    kernel: str
+    macros: tuple[tuple[str, int], ...]
+    block: int
+    shared_bytes: int
+    rows_per_block: int = 1
+    chunk: int | None = None
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def grid(self) -> int:
+        """Number of blocks."""
+        return -(-(self.stop - self.start) // self.rows_per_block)
+
+    @property
+    def path(self) -> str:
+        """The name under which reports count the rows."""
+        return {"dual_warp": "dual", "dual_block": "dual", "split": "long"}.get(
+            self.kernel, ("primal", "cg", "nnls")[dict(self.macros).get("SOLVER", 0)]
+        )
+
+    def __str__(self) -> str:
+        """Return one line of a printed plan."""
+        macros = " ".join(f"{name}={value}" for name, value in self.macros)
+        chunk = "" if self.chunk is None else f", {self.chunk} columns at a time"
+        return (
+            f"{self.kernel:10} rows {self.start:>10} to {self.stop:>10}  {self.grid} blocks of "
+            f"{self.block} threads, {self.shared_bytes / 1024:.1f} KB each{chunk}  [{macros}]"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of one half-sweep, those with the longest rows first.
+
+    Attributes
+    ----------
+    launches : tuple of Launch
+        Their rows are places in ``packing.order`` followed by ``packing.long_rows``.
+    rest : tuple of (int, int)
+        Runs of places that the general path has to solve.
+    """
+
+    launches: tuple[Launch, ...]
+    rest: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        """Return the plan as a table."""
+        lines = [str(launch) for launch in self.launches]
+        lines += [f"general    rows {start:>10} to {stop:>10}" for start, stop in self.rest]
+        return "\n".join(lines)
+
+
+def plan_half_sweep(
+    packing: Packing,
+    n_factors: int,
+    solver: Solver,
+    limits: DeviceLimits,
+    *,
+    tensor_cores: bool = False,
+    stored_half: bool = False,
+    segment: int = SEGMENT,
+) -> Plan:
+    """Plan one half-sweep.
+
+    Parameters
+    ----------
+    packing : Packing
+        Of the side to solve.
+    n_factors : int
+    solver : Solver
+    limits : DeviceLimits
+    tensor_cores : bool
+        Multiply long rows' Grams on tensor cores (3xTF32).
+    stored_half : bool
+        The fixed side is stored as float16.
+    segment : int
+        See :data:`SEGMENT`.
+    """
+    storage = (("STORED_HALF", 1),) if stored_half else ()
+    launches: list[Launch] = []
+    rest: list[tuple[int, int]] = []
+    for span in packing.spans:
+        place = span.start
+        for longest, launch in _ladder(span, n_factors, solver, limits, tensor_cores, segment):
+            stop = span.place_above(longest)
+            if stop <= place:
+                continue
+            if launch is None:
+                rest.append((place, stop))
+            else:
+                macros = (*launch.macros, *storage)
+                launches.append(replace(launch, macros=macros, start=place, stop=stop))
+            place = stop
+    launches.reverse()
+    return Plan(tuple(launches), tuple(rest))
+
+
+def _ladder(
+    span: Span,
+    n_factors: int,
+    solver: Solver,
+    limits: DeviceLimits,
+    tensor_cores: bool,
+    segment: int,
+) -> Iterator[tuple[int, Launch | None]]:
+    """Yield, from short to long rows, the longest row of a class and its launch."""
+    yield 0, None  # empty rows have no system of their own
+    if span.definite and isinstance(solver, Cholesky):
+        for longest in _WARP_ENTRIES + _SMALL_BLOCK_ENTRIES[4:] + _LARGE_BLOCK_ENTRIES:
+            dual = _dual(longest, n_factors, limits)
+            if dual is None:
+                break
+            yield min(longest, n_factors - 1), dual
+            if longest >= n_factors - 1:
+                break
+        shortest_primal = n_factors
+    else:
+        shortest_primal = 1
+    primal = _primal(n_factors, solver, limits, signed=not span.definite, tensor_cores=tensor_cores)
+    if primal is None:
+        yield _ANY_LENGTH, None
+        return
+    yield shortest_primal - 1, None  # where the dual ladder ended early
+    yield 2 * segment, primal
+    yield _ANY_LENGTH, replace(primal, kernel="split")
+
+
+_ANY_LENGTH = 1 << 62
+
+
+def _dual(entries: int, n_factors: int, limits: DeviceLimits) -> Launch | None:
+    """Return how rows of up to ``entries`` are solved in the dual form; None if they cannot be."""
+    if entries <= _WARP_ENTRIES[-1]:
+        warp_bytes = 4 * dual_warp_floats(entries, n_factors)
+        if warp_bytes <= min(_WARP_BYTES, limits.shared_per_block):
+            warps = min(4, limits.shared_per_block // warp_bytes)
+            return Launch(
+                kernel="dual_warp",
+                macros=(("TILES", entries // 8), ("WARPS", warps)),
+                block=32 * warps,
+                shared_bytes=warps * warp_bytes,
+                rows_per_block=warps,
+            )
+    edge = 8 if entries <= _SMALL_BLOCK_ENTRIES[-1] else 16
+    chunk = _chunk(entries, edge, n_factors, limits)
+    if chunk is None:
+        return None
+    blocks = 8 if edge == 8 else (2 if entries <= 128 else 1)
+    return Launch(
+        kernel="dual_block",
+        macros=(("EDGE", edge), ("TILES", entries // edge), ("BLOCKS", blocks)),
+        block=edge * edge,
+        shared_bytes=4 * dual_block_floats(entries, edge, n_factors, chunk),
+        chunk=chunk,
+    )
+
+
+def _chunk(entries: int, edge: int, n_factors: int, limits: DeviceLimits) -> int | None:
+    """Return how many columns of W a block of dual_block.cu holds at a time.
+
+    All of them, if they fit; else as many as let two blocks share a multiprocessor; None where
+    not even 32 fit.
+    """
+    size, warps = round_up(entries, 32), edge * edge // 32
+    # Sums over warps of two vectors take the place of the panels.
+    most = panel_floats(size) // (2 * warps) // 4 * 4
+
+    def fits(chunk: int, blocks: int) -> bool:
+        used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
+        return (
+            chunk <= most
+            and used <= limits.shared_per_block
+            and blocks * (used + 1024) <= limits.shared_per_multiprocessor
+        )
+
+    if fits(stride_of(n_factors), 1):
+        return stride_of(n_factors)
+    for blocks in (2, 1):
+        for chunk in range(_LONGEST_CHUNK, 31, -32):
+            if fits(chunk, blocks):
+                return chunk
+    return None
+
+
+def _primal(
+    n_factors: int, solver: Solver, limits: DeviceLimits, *, signed: bool, tensor_cores: bool
+) -> Launch | None:
+    """Return how rows are solved in the primal form; None if the system does not fit."""
+    size = round_up(n_factors, 32)
+    shared_bytes = 4 * primal_floats(size, solver)
+    if size > 256 or shared_bytes > limits.shared_per_block:
+        return None
+    edge = 8 if size <= 64 else 16
+    macros = {
+        "EDGE": edge,
+        "UNITS": size // (2 * edge),
+        "BLOCKS": 8 if edge == 8 else (2 if size <= 128 else 1),
+        "SOLVER": _SOLVERS[type(solver)],
+    }
+    if signed:
+        macros["SIGNED"] = 1
+    if tensor_cores and limits.has_tensor_cores:
+        macros["TENSOR_CORES"] = 1
+    return Launch(
+        kernel="primal", macros=tuple(macros.items()), block=edge * edge, shared_bytes=shared_bytes
+    )
+
+
+def round_up(n: int, unit: int) -> int:
+    """Return the smallest multiple of ``unit`` that is at least ``n``."""
+    return -(-n // unit) * unit
+
+
+def stride_of(n_factors: int) -> int:
+    """Return the length of a row of factors in memory: whole 16-byte pieces."""
+    return round_up(n_factors, 4)
+
+
+def _padded(width: int) -> int:
+    """Return the length of a row of W in shared memory: 4 mod 8."""
+    return width if width % 8 == 4 else width + 4
+
+
+def panel_floats(size: int) -> int:
+    """Return the floats that a system of ``size`` rows takes; cholesky.cuh."""
+    panels = size // 32
+    return _PANEL_STRIDE * (panels * (size + 1) - 16 * panels * (panels - 1))
+
+
+def dual_warp_floats(entries: int, n_factors: int) -> int:
+    """Return the floats of shared memory that a warp of dual_warp.cu uses."""
+    stride = stride_of(n_factors)
+    return _EXCHANGE + entries + entries * _padded(stride) + stride + entries * (entries + 4)
+
+
+def dual_block_floats(entries: int, edge: int, n_factors: int, chunk: int) -> int:
+    """Return the floats of shared memory that a block of dual_block.cu uses."""
+    size, warps = round_up(entries, 32), edge * edge // 32
+    vectors = 6 * size + _EXCHANGE * warps + stride_of(n_factors)
+    return vectors + panel_floats(size) + entries * _padded(chunk)
+
+
+def primal_floats(size: int, solver: Solver) -> int:
+    """Return the floats of shared memory that a block of primal.cu or split.cu uses."""
+    threads = 64 if size <= 64 else 256
+    vectors = 3 * size + _EXCHANGE * threads // 32
+    tile_rows = 8 if size > 128 else 16
+    stages = 4 * threads + 2 * tile_rows * (size + 8)
+    lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
+    sums = threads // lanes * size
+    extra = {Cholesky: 0, ConjugateGradient: size, NonNegative: panel_floats(size)}[type(solver)]
+    return vectors + max(stages, panel_floats(size), sums) + extra
