@@ -557,6 +557,53 @@ def test_counting_pointers_behave_as_pointers():
         load("auto later = out[0]; float v = later;", count=True)
 
 
+# Races: two accesses, and what there has to be between them
+
+RACES = {
+    "read after write": ("p[tid] = tid", "float v = p[tid ^ {partner}]", True),
+    "write after read": ("float v = p[tid ^ {partner}]", "p[tid] = tid", True),
+    "write after write": ("p[tid] = tid", "p[tid ^ {partner}] = tid", True),
+    "read by several": ("float v = p[tid & -2 * {partner}]",
+                        "if (tid % (2 * {partner}) == 0) p[tid] = 1", True),
+    "vectors": ("if (tid % 4 == 0) store4(p + tid, float4())",
+                "float v = p[tid ^ {partner}]", True),
+    "the same number": ("p[tid] = 1", "p[tid ^ {partner}] = 1", False),
+    "only reads": ("float v = p[tid]", "float w = p[tid ^ {partner}]", False),
+    "own": ("p[tid] = tid", "p[tid] += tid + {partner}", False),
+}  # fmt: skip
+CASES = [
+    (case, partner, barrier)
+    for case in RACES
+    for partner in (8, 32)
+    for barrier in ("", "__syncwarp()", "__syncthreads()")
+]
+
+
+@pytest.mark.parametrize("order", ORDERS[:3])
+def test_races(order):
+    bodies = [
+        f"{RACES[case][0]};\n{barrier};\n{RACES[case][1]}".format(partner=partner)
+        for case, partner, barrier in CASES
+    ]
+    body = f"SHARED_MEMORY(p); int tid = threadIdx.x;\n{one_of(bodies)}"
+    kernel = load(body, "int which", count=True)
+    kernel.order = order
+    for which, (case, partner, barrier) in enumerate(CASES):
+        enough = barrier == "__syncthreads()" or (barrier and partner == 8)
+        if enough or not RACES[case][2]:
+            kernel.launch((2,), (64,), (np.int32(which),), 256)
+        else:
+            message = r"race: .* at kernel.cu:[24], which thread .* at kernel.cu:[24], with no"
+            with pytest.raises(CudaOnCpuError, match=message):
+                kernel.launch((2,), (64,), (np.int32(which),), 256)
+
+
+def test_counting_pointers_know_the_size_of_shared_memory():
+    kernel = load("SHARED_MEMORY(p);\nfloat v = p[threadIdx.x];", count=True)
+    with pytest.raises(CudaOnCpuError, match=r"reaches byte 64 of 64 .* at kernel.cu:3"):
+        kernel.launch((1,), (32,), (np.zeros(1, np.float32),), 64)
+
+
 # Compiled in other ways
 
 

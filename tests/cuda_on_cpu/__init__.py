@@ -7,7 +7,8 @@ becomes an error (``cuda_on_cpu.h`` says which). Three things change how a kerne
     Run the threads, warps and blocks in another order. A kernel's result may not depend on it,
     except through a missing barrier.
 ``count=True``
-    Count global traffic and shared-memory wavefronts (:class:`Counts`).
+    Count global traffic and shared-memory wavefronts (:class:`Counts`), and look for races in
+    shared memory.
 ``GPU_ALS_SANITIZE=1``
     Compile with AddressSanitizer and UndefinedBehaviorSanitizer, which see every access outside
     of shared memory and of the arrays. Python itself must then start with their libraries::

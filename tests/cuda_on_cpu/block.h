@@ -99,6 +99,7 @@ struct Warp {
     unsigned number;
     unsigned existing;  // lanes, as bits
     unsigned ready;     // lanes that can run
+    uint64_t intervals;  // between operations of all lanes, so far
     Thread* lanes;
     std::deque<Group> groups;
 
@@ -126,7 +127,8 @@ struct Block {
     const void* arguments;
     char* error;
 
-    // The barrier of the block.
+    // The barrier of the block, and how many intervals there have been, ever.
+    uint64_t intervals;
     unsigned arrived, votes, result;
     const Thread* first_arrived;
     const Thread* exited;
@@ -263,7 +265,10 @@ inline const Round& exchange(const char* operation, unsigned mask, const T& valu
         group.arrived = 0;
         group.turn ^= 1;
         warp.ready |= mask;
-        if (mask == warp.existing) warp_is_together();
+        if (mask == warp.existing) {
+            warp_is_together();
+            ++warp.intervals;
+        }
     } else {
         warp.ready &= ~bit;
         wait();
@@ -288,6 +293,7 @@ inline unsigned barrier(const char* operation, bool predicate, Place place) {
     block.votes += predicate;
     if (++block.arrived == block.threads.size()) {
         warp_is_together();
+        ++block.intervals;
         block.result = block.votes;
         block.arrived = block.votes = 0;
         for (Warp& warp : block.warps) {
@@ -352,6 +358,7 @@ bool run_block(uint3 index) {
     SharedMemory shared(block.launch.shared_bytes);
     block.shared_memory = shared.address();
     block.index = index;
+    ++block.intervals;
     block.arrived = block.votes = 0;
     block.exited = nullptr;
     block.ready_warps = 0;

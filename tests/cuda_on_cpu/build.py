@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -183,7 +184,7 @@ def load(
         Compile with the sanitisers (:func:`sanitized_environment`); also asked for by
         ``GPU_ALS_SANITIZE=1`` in the environment.
     count
-        Count the accesses to memory.
+        Count the accesses to memory, and look for races in shared memory.
 
     Raises
     ------
@@ -235,7 +236,7 @@ class Kernel:
         self._launch.restype = None
         sizes = self._library.cuda_on_cpu_parameter_sizes
         sizes.restype = ctypes.POINTER(ctypes.c_size_t)
-        self._sizes = []
+        self._sizes: list[int] = []
         while size := sizes()[len(self._sizes)]:
             self._sizes.append(size)
 
@@ -296,7 +297,7 @@ class Kernel:
         if self._count:
             self.counts = self._read_counts()
         if error.value:
-            raise CudaOnCpuError(error.value.decode())
+            raise CudaOnCpuError(_with_source_lines(error.value.decode(), self._path))
 
     __call__ = launch
 
@@ -342,6 +343,13 @@ def _argument(value: Any) -> bytes:
     if isinstance(value, float):
         return np.float64(value).tobytes()
     raise TypeError(f"a kernel cannot take {type(value).__name__}")
+
+
+def _with_source_lines(message: str, library: Path) -> str:
+    """Put places of the kernel's source in the place of addresses of its code."""
+    return re.sub(
+        "code (0x[0-9a-f]+)", lambda found: _source_line(library, int(found[1], 16)), message
+    )
 
 
 def _source_line(library: Path, address: int) -> str:

@@ -1,4 +1,5 @@
 // Pointers that count: global traffic in bytes and 32-byte sectors, shared memory in wavefronts.
+// They also look for races (races.h).
 //
 // A GPU executes an access for the lanes of a warp at once; here they come one after another. They
 // are put together again by the place they come from and by how often the lane has been there
@@ -10,6 +11,8 @@
 #include <unordered_map>
 
 extern "C" const char __ehdr_start[] __attribute__((visibility("hidden")));  // of this library
+
+#include "races.h"
 
 namespace cuda_on_cpu {
 namespace {
@@ -137,14 +140,16 @@ inline void warp_is_together() {
     counter.touched.clear();
 }
 
-// Notes an access of the current thread. The place it comes from is the one it returns to, so it
-// must neither be inlined nor copied.
-__attribute__((noipa)) void record(const void* address, unsigned bytes, Space space, bool writes) {
+// Notes an access of the current thread; `value` is what will be written, or null. The place it
+// comes from is the one it returns to, so it must neither be inlined nor copied.
+__attribute__((noipa)) void record(const void* address, unsigned bytes, Space space,
+                                   const void* value) {
     const uintptr_t from = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
+    if (space == Space::SHARED) check_shared(address, bytes, value, from);
     AccessSite& site = counter.sites[from];
     if (site.pending.empty()) {
         site.space = space;
-        site.writes = writes;
+        site.writes = value != nullptr;
         site.bytes = bytes;
         counter.touched.push_back(&site);
     }
@@ -163,11 +168,11 @@ class Reference {
     using Value = std::remove_const_t<T>;
 
     __forceinline__ Value read() const {
-        record(raw, sizeof(T), space, false);
+        record(raw, sizeof(T), space, nullptr);
         return *raw;
     }
     __forceinline__ Value write(Value value) const {
-        record(raw, sizeof(T), space, true);
+        record(raw, sizeof(T), space, &value);
         return *raw = value;
     }
 
@@ -221,12 +226,12 @@ public:
     // Several neighbours as one access.
     template <class Vector>
     __forceinline__ Vector load(Place place) const {
-        record(raw, sizeof(Vector), space, false);
+        record(raw, sizeof(Vector), space, nullptr);
         return *aligned<Vector>(raw, place);
     }
     template <class Vector>
     __forceinline__ void store(Vector value, Place place) const {
-        record(raw, sizeof(Vector), space, true);
+        record(raw, sizeof(Vector), space, &value);
         *aligned<Vector>(raw, place) = value;
     }
 };
