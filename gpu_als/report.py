@@ -28,7 +28,8 @@ class FitReport:
     singular_rows : int
         Rows with a singular system in the last iteration; they kept their former values.
     max_residual : float
-        Largest relative residual ``|lhs x - rhs| / |rhs|`` of any exactly solved row of the fit.
+        Largest relative residual ``|lhs z - rhs| / |rhs|`` of any exactly solved row of the fit, in
+        the coordinates in which rows are solved (docs/mathematics.md, "The rotated basis").
     workspace_bytes : int
         Peak of the memory that batches used besides data and factors.
     entries : int

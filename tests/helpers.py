@@ -43,6 +43,8 @@ class Case:
     cells : callable
         ``(solved, fixed) -> objective`` without the ridges.
     bias : bool
+    base : array, shape (k, k), or None
+        What all rows' matrices share.
     """
 
     objective: object
@@ -55,6 +57,7 @@ class Case:
     ridges: tuple
     cells: object
     bias: bool = False
+    base: np.ndarray | None = None
 
     @property
     def n_factors(self):
@@ -128,12 +131,19 @@ def row_errors(found, expected):
     return np.linalg.norm(found - expected, axis=1)
 
 
-def residuals(systems, solved):
-    """Return ``|lhs x - rhs| / |rhs|`` of each row, in float64; 0 where both vanish."""
+def residuals(systems, solved, shared=None):
+    """Return ``|lhs x - rhs| / |rhs|`` of each row, in float64; 0 where both vanish.
+
+    With ``shared``, a matrix for each row, both norms are those in which it is the identity.
+    """
     out = []
-    for (lhs, rhs), x in zip(systems, solved.astype(np.float64), strict=True):
+    for number, ((lhs, rhs), x) in enumerate(zip(systems, solved.astype(float), strict=True)):
+        misfit = lhs @ x - rhs
+        if shared is not None:
+            factor = np.linalg.cholesky(shared[number])
+            misfit, rhs = np.linalg.solve(factor, misfit), np.linalg.solve(factor, rhs)
         size = np.linalg.norm(rhs)
-        out.append(np.linalg.norm(lhs @ x - rhs) / size if size else np.linalg.norm(lhs @ x))
+        out.append(np.linalg.norm(misfit) / size if size else np.linalg.norm(misfit))
     return np.array(out)
 
 
@@ -296,8 +306,10 @@ def _implicit(name, rng, fixed, start, indptr, indices):
 
     objective = objectives.Implicit(0.75, ALPHA)
     rows = SparseRows(indptr, indices, values, None, n_fixed)
+    ridges = ridge, fixed_ridge
+    base = fixed.T @ fixed
     return Case(
-        objective, "users", rows, fixed, start, systems, rhs_sizes, (ridge, fixed_ridge), cells
+        objective, "users", rows, fixed, start, systems, rhs_sizes, ridges, cells, base=base
     )
 
 
@@ -328,8 +340,10 @@ def _ials(name, rng, fixed, start, indptr, indices):
 
     objective = objectives.IALS(0.2, ALPHA, alpha0, nu)
     rows = SparseRows(indptr, indices, values, None, n_fixed)
+    ridges = ridge, fixed_ridge
+    base = alpha0 * fixed.T @ fixed if alpha0 else None
     return Case(
-        objective, "users", rows, fixed, start, systems, rhs_sizes, (ridge, fixed_ridge), cells
+        objective, "users", rows, fixed, start, systems, rhs_sizes, ridges, cells, base=base
     )
 
 

@@ -227,7 +227,7 @@ def test_packing(plan):
 def test_long_rows_are_those_that_fill_a_batch():
     packing = pack_rows(np.array([5, 1000, 100, 101]), 10, 1000)
     assert packing.segment == 100
-    assert packing.long_rows == (1, 3)
+    assert packing.long_rows == (3, 1)  # by length
 
 
 def test_short_rows_are_not_padded_past_the_dual_form():

@@ -1,15 +1,16 @@
 """The coordinates in which the rows of one half-sweep are solved.
 
-With a shared base (implicit feedback, iALS, dense) the base is diagonalised once per half-sweep,
-``base = Q diag(e) Q^T``. In the coordinates ``x = Q diag(d_u)^(1/2) z`` with ``d_u = 1 / (e +
-ridge_u)`` the base and the ridge together become the identity, so every row of every objective is
-the same problem
+With a shared base (implicit feedback, iALS, dense) coordinates ``x = R z`` are chosen once per
+half-sweep in which base and ridge together become the identity, so every row of every objective
+is the same problem
 
     (shift I + W^T W) z = b0 + W^T tau,        W = root * fixed_rows
 
-with ``shift = 1``; without a base the coordinates stay as they are and ``shift = ridge_u``. The
-system is better conditioned than the original, and its dual form needs no base at all
-(docs/mathematics.md, "The rotated basis").
+with ``shift = 1``. One ridge for all rows: ``R = C^-T`` with the Cholesky factor ``base + ridge I
+= C C^T``. A ridge for each row: ``R = Q diag(d_u)^(1/2)`` with ``base = Q diag(e) Q^T`` and
+``d_u = 1 / (e + ridge_u)``. Without a base the coordinates stay as they are and ``shift =
+ridge_u``. The system is better conditioned than the original, and its dual form needs no base at
+all (docs/mathematics.md, "The rotated basis").
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from gpu_als.row_problem import Array, RowProblem
 __all__ = ["Frame", "gram", "make_frame"]
 
 _CHUNK_ROWS = 8192
-_STEEP = 1e4
-"""Condition of base and ridge from which the rotation is done in float64."""
+_STEEP = 1e3
+"""Spread of the pivots or eigenvalues of base and ridge from which the rotation is done in
+float64."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Frame:
     ----------
     fixed : array, shape (n_fixed, k)
         The fixed side in these coordinates.
-    rotation : array, shape (k, k), or None
-        ``x = rotation z``, before any column scaling; None for the identity.
+    rotation, inverse : array, shape (k, k), or None
+        ``x = rotation z`` and ``z = inverse x``, before any column scaling; None for the identity.
     eigenvalues : array, shape (k,), or None
-        Of the base, in rotated frames.
+        Of the base, in frames with a ridge for each row.
     base : float64 array, shape (k, k), or None
         The base itself, in frames that do not diagonalise it.
     ridge : array, shape (n_rows,), or float
@@ -50,6 +52,7 @@ class Frame:
 
     fixed: Array
     rotation: Array | None
+    inverse: Array | None
     eigenvalues: Array | None
     base: Array | None
     ridge: Array | float
@@ -74,25 +77,13 @@ class Frame:
 
     def column_scale(self, xp: Any, rows: Array) -> Array | None:
         """Return ``d_u^(1/2)`` where it differs from row to row, shape (len(rows), k)."""
-        if not self.rotated or isinstance(self.ridge, float):
+        if self.eigenvalues is None:
             return None
         return 1 / xp.sqrt(self.eigenvalues + self.ridge_of(xp, rows)[:, None])
 
-    def residual_scale(self, xp: Any, rows: Array) -> Array:
-        """Return ``s`` such that ``s * r`` has the norm that a residual ``r`` has outside.
-
-        Residuals transform with the inverse transpose of ``Q diag(d)^(1/2)``.
-        """
-        if not self.rotated:
-            return xp.ones((1, 1), self.fixed.dtype)
-        return xp.sqrt(self.eigenvalues + self.ridge_of(xp, rows)[:, None])
-
     def enter(self, x: Array, scale: Array | None) -> Array:
         """Return the coordinates of factors ``x``, shape (B, k)."""
-        if self.rotation is None:
-            return x
-        # rotation^-1 = diag(1 / its squared column norms) rotation^T: its columns are orthogonal
-        z = (x @ self.rotation) / (self.rotation**2).sum(axis=0)
+        z = x if self.inverse is None else x @ self.inverse.T
         return z if scale is None else z / scale
 
     def leave(self, z: Array, scale: Array | None) -> Array:
@@ -124,27 +115,47 @@ def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> 
     xp = ops.xp
     ridge = problem.ridge
     if problem.base_weight == 0:
-        return Frame(fixed, None, None, None, ridge)
-    base = problem.base_weight * gram(ops, fixed)
+        return Frame(fixed, None, None, None, None, ridge)
     # One k x k problem: float64 keeps the small eigenvalues, on which the scaling rests.
-    eigenvalues, vectors = xp.linalg.eigh(base)
-    eigenvalues = xp.maximum(eigenvalues, 0)
-    smallest = eigenvalues[0] + xp.min(xp.asarray(ridge))
-    largest = eigenvalues[-1] + xp.min(xp.asarray(ridge))
-    singular = bool(smallest <= len(base) * np.finfo(np.float64).eps * largest)
+    base = problem.base_weight * gram(ops, fixed)
+    eigenvalues = None
+    if isinstance(ridge, float):
+        factor, smallest, largest = _cholesky(xp, base + ridge * xp.eye(len(base)))
+        inverse = factor.T
+    else:
+        eigenvalues, rotation = xp.linalg.eigh(base)
+        eigenvalues, inverse = xp.maximum(eigenvalues, 0), rotation.T
+        smallest, largest = (float(eigenvalues[end] + xp.min(ridge)) for end in (0, -1))
+    singular = not smallest > len(base) * np.finfo(np.float64).eps * largest
     if singular or not rotate:
-        return Frame(fixed, None, None, base, ridge, singular)
-    per_row = not isinstance(ridge, float)
+        return Frame(fixed, None, None, None, base, ridge, singular)
+    if eigenvalues is None:
+        rotation = xp.linalg.inv(factor).T
+    else:
+        eigenvalues = eigenvalues.astype(fixed.dtype)
     # Columns with small eigenvalues are scaled up, and the rounding of the product with them.
-    steep = float(largest) > _STEEP * float(smallest)
-    rotation = vectors if per_row else vectors / xp.sqrt(eigenvalues + ridge)
+    exact = rotation if largest > _STEEP * smallest else rotation.astype(fixed.dtype)
     return Frame(
-        _multiply(ops, fixed, rotation if steep else rotation.astype(fixed.dtype)),
+        _multiply(ops, fixed, exact),
         rotation.astype(fixed.dtype),
-        eigenvalues.astype(fixed.dtype),
+        inverse.astype(fixed.dtype),
+        eigenvalues,
         None,
         ridge,
     )
+
+
+def _cholesky(xp: Any, matrix: Array) -> tuple[Array, float, float]:
+    """Return the lower Cholesky factor and its smallest and largest pivot.
+
+    The pivots are 0, or NaN, where the matrix is not positive definite.
+    """
+    try:
+        factor = xp.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:  # NumPy raises it; CuPy returns NaN
+        return matrix, 0.0, 0.0
+    pivots = xp.diagonal(factor) ** 2
+    return factor, float(pivots.min()), float(pivots.max())
 
 
 def _multiply(ops: Ops, factors: Array, matrix: Array) -> Array:

@@ -63,7 +63,7 @@ class HalfSweepStats:
     singular : int
         Rows whose system is singular; they kept their former value.
     residual : float
-        Largest ``|lhs x - rhs| / |rhs|`` of the exactly solved rows; under ``x >= 0`` that of
+        Largest ``|lhs z - rhs| / |rhs|`` of the exactly solved rows, in the frame; under ``x >= 0`` that of
         the Karush-Kuhn-Tucker conditions.
     objective : float
         The objective as far as the solved rows enter it: the loss over their entries, the
@@ -143,7 +143,7 @@ class _Sweep:
             stats.paths[solution.path] += len(rows)
             singular = xp.zeros(len(rows), bool)
             if not iterative:
-                residual = self._residual(solution, systems, rows)
+                residual = self._residual(solution, systems)
                 failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
                 if systems.base is None:  # fewer entries than factors and nothing added to them
                     singular = (systems.shift <= 0) & (counts < z.shape[1])
@@ -224,9 +224,8 @@ class _Sweep:
                 failed = ~xp.isfinite(z).all(axis=1)
             else:
                 z, failed = self._solve_system(*single)
-                weight = frame.residual_scale(xp, rows)
-                misfit = ((lhs @ z[:, :, None])[:, :, 0] - rhs) * weight
-                residual = _relative(xp, self._stationary(misfit, z), rhs * weight)
+                misfit = (lhs @ z[:, :, None])[:, :, 0] - rhs
+                residual = _relative(xp, self._stationary(misfit, z), rhs)
                 failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
                 stats.residual = float(xp.where(failed, 0, residual).max())
             singular = failed
@@ -307,16 +306,15 @@ class _Sweep:
         self.solved[rows] = x
         return z, singular
 
-    def _residual(self, solution: Solution, systems: Systems, rows: Array) -> Array:
-        """Return ``|lhs x - rhs| / |rhs|`` of each row."""
+    def _residual(self, solution: Solution, systems: Systems) -> Array:
+        """Return ``|lhs z - rhs| / |rhs|`` of each row."""
         xp, entries, z, rhs = self.ops.xp, solution.entries, solution.z, solution.rhs
         if rhs is None:
             rhs = right_hand_side(entries, systems)
         misfit = systems.shift[:, None] * z + entries.combine(entries.signed(solution.q)) - rhs
         if systems.base is not None:
             misfit += z @ systems.base
-        weight = self.frame.residual_scale(xp, rows)
-        return _relative(xp, self._stationary(misfit * weight, z), rhs * weight)
+        return _relative(xp, self._stationary(misfit, z), rhs)
 
     def _stationary(self, misfit: Array, z: Array) -> Array:
         """Under ``z >= 0`` a positive gradient at ``z = 0`` is no error."""
