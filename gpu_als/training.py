@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gpu_als.backends.half_sweep import HalfSweepStats, half_sweep
+from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.ops import Backend
+from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.errors import InputError, ModelFitError, SingularRowsWarning
 from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, RowProblem

@@ -1,8 +1,9 @@
 """A stand-in for CuPy on the CPU: the parts of its interface the backend uses, over NumPy.
 
 It lets the CuPy backend's own lines run where there is no GPU: what is moved to the device, the
-addresses handed to cuSOLVER, the status read back. Arrays are a NumPy subclass whose ``data.ptr``
-is their address; the two cuSOLVER calls run LAPACK on the memory behind the addresses they get.
+addresses handed to cuSOLVER, the status read back, the kernels with what they are launched with.
+Arrays are a NumPy subclass whose ``data.ptr`` is their address; the two cuSOLVER calls run LAPACK
+on the memory behind the addresses they get; kernels run on the CPU (cuda_on_cpu).
 That the real CuPy has every name used is tested apart (test_cupy_backend.py).
 """
 
@@ -14,6 +15,7 @@ import sys
 import types
 from collections.abc import Iterator
 
+import cuda_on_cpu
 import numpy as np
 import scipy.linalg
 import scipy.sparse
@@ -76,6 +78,40 @@ def _potrs(dtype: type):
     return potrs
 
 
+class RawModule:
+    """Compiles kernels with g++, where CuPy would with NVRTC."""
+
+    def __init__(self, code: str, options: tuple[str, ...], backend: str) -> None:
+        assert backend == "nvrtc"
+        defined = [option[2:].split("=") for option in options if option.startswith("-D")]
+        self._code, self._macros = code, dict(defined)
+
+    def compile(self) -> None:
+        """Put off: g++ compiles each function apart."""
+
+    def get_function(self, name: str) -> cuda_on_cpu.Kernel:
+        return cuda_on_cpu.load(self._code, name, self._macros)
+
+
+class Stream:
+    """Work is done at once and in order, so there is nothing to wait for."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.non_blocking = non_blocking
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def wait_event(self, event: None) -> None:
+        pass
+
+
 def _modules() -> dict[str, types.ModuleType]:
     names = (
         "cupy", "cupy.cuda", "cupy.cuda.device", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse",
@@ -96,10 +132,20 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda.device = modules["cupy.cuda.device"]
     cupy.cuda.device.get_cusolver_handle = lambda: 0
     cupy.cuda.Device = contextlib.nullcontext
+    cupy.cuda.Stream = Stream
+    cupy.cuda.get_current_stream = Stream
+    cupy.cuda.compiler = types.SimpleNamespace(CompileException=cuda_on_cpu.CudaOnCpuError)
+    cupy.RawModule = RawModule
     cupy.cuda.runtime = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,
-        getDeviceProperties=lambda device: {"name": b"stand-in"},
+        getDeviceProperties=lambda device: {
+            "name": b"stand-in",
+            "major": 9,
+            "minor": 0,
+            "sharedMemPerBlockOptin": 232448,
+            "sharedMemPerMultiprocessor": 233472,
+        },
         memGetInfo=lambda: (1 << 30, 1 << 30),
     )
     modules["cupyx.scipy.sparse"].csr_matrix = scipy.sparse.csr_matrix

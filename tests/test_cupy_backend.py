@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 from pathlib import Path
 
+import cuda_on_cpu
 import fake_cupy
 import numpy as np
 import pytest
@@ -30,18 +32,27 @@ needs_gpu = [
 ]
 
 
-@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=needs_gpu)])
+@pytest.fixture(
+    params=[
+        pytest.param(
+            (where, fused), id=f"{where}-{path}", marks=needs_gpu if where == "gpu" else ()
+        )
+        for where in ("stand-in", "gpu")
+        for fused, path in ((True, "kernels"), (False, "general"))
+    ]
+)
 def cupy_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Make get_backend("cupy") work: over the stand-in, or on the GPU."""
-    if request.param == "gpu":
-        yield get_backend("cupy")
-        return
-    with fake_cupy.installed():
+    where, fused = request.param
+    if where == "stand-in" and fused and not cuda_on_cpu.have_compiler():
+        pytest.skip("no g++ to compile kernels for the CPU")
+    with fake_cupy.installed() if where == "stand-in" else contextlib.nullcontext():
         from gpu_als.backends.cupy.backend import CupyBackend
 
-        backend = CupyBackend()
-        backend.batch_elements = 20_000  # several batches and long rows on small data
-        monkeypatch.setattr(backends, "_cupy_backend", lambda: backend)
+        backend = CupyBackend(fused=fused)
+        if where == "stand-in":
+            backend.batch_elements = 20_000  # several batches and long rows on small data
+        monkeypatch.setattr(backends, "_cupy_backend", lambda precision="float32": backend)
         yield backend
 
 

@@ -13,7 +13,12 @@ from gpu_als.errors import BackendError, InputError
 __all__ = ["Backend", "cuda_is_usable", "get_backend"]
 
 
-def get_backend(backend: str = "auto", *, num_threads: int = 0) -> Backend:
+PRECISIONS = ("float32", "tf32x3", "float16")
+
+
+def get_backend(
+    backend: str = "auto", *, num_threads: int = 0, precision: str = "float32"
+) -> Backend:
     """Return the backend of that name.
 
     Parameters
@@ -22,6 +27,12 @@ def get_backend(backend: str = "auto", *, num_threads: int = 0) -> Backend:
         "auto" takes CuPy where it is installed and a GPU can be used, NumPy elsewhere.
     num_threads : int
         Threads of the NumPy backend; 0 means all processors.
+    precision : {"float32", "tf32x3", "float16"}
+        How a GPU multiplies float32 factors. "float32": in float32. "tf32x3": long rows' Grams on
+        tensor cores, every factor split into two TF32 numbers, to the accuracy of float32.
+        "float16": the fixed side is gathered as float16, half the memory traffic, with an error
+        of 5e-4 in each factor it is rounded to; products are in float32. A CPU, and float64
+        factors, always use their full precision.
 
     Raises
     ------
@@ -30,12 +41,14 @@ def get_backend(backend: str = "auto", *, num_threads: int = 0) -> Backend:
     """
     if not isinstance(num_threads, int) or num_threads < 0:
         raise InputError(f"num_threads must be 0 (all processors) or more, not {num_threads!r}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if backend == "numpy":
         return _numpy_backend(num_threads)
     if backend == "cupy":
-        return _cupy_backend()
+        return _cupy_backend(precision)
     if backend == "auto":
-        return _cupy_backend() if cuda_is_usable() else _numpy_backend(num_threads)
+        return _cupy_backend(precision) if cuda_is_usable() else _numpy_backend(num_threads)
     raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
 
 
@@ -59,7 +72,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_numpy_backend.cache_clear)
 
 
-def _cupy_backend() -> Any:
+def _cupy_backend(precision: str = "float32") -> Any:
     from gpu_als.backends.cupy.backend import CupyBackend  # only here, so CuPy stays optional
 
-    return CupyBackend()
+    return CupyBackend.for_current_device(precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,17 +26,15 @@ from gpu_als.backends.frame import Frame, make_frame
 from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.ops import Ops
 from gpu_als.backends.rescue import solve_carefully
+from gpu_als.backends.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.data.packing import Batch
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
-__all__ = ["HalfSweepStats", "half_sweep"]
+__all__ = ["half_sweep"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# An exact solve whose relative residual is larger than this is repeated in float64.
-_RESIDUAL_LIMIT = {np.dtype(np.float32): 1e-3, np.dtype(np.float64): 1e-6}
 
 
 def _quietly(function: Callable[P, R]) -> Callable[P, R]:
@@ -48,39 +46,6 @@ def _quietly(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
-
-
-@dataclass
-class HalfSweepStats:
-    """How the rows of one half-sweep were solved.
-
-    Attributes
-    ----------
-    paths : Counter
-        Number of rows by the way they went: "dual", "primal", "cg", "nnls", "long" (split into
-        segments), "shared" (no system of their own), "rescued" (repeated in float64, counted
-        besides their first way).
-    singular : int
-        Rows whose system is singular; they kept their former value.
-    residual : float
-        Largest ``|lhs z - rhs| / |rhs|`` of the exactly solved rows, in the frame; under ``x >= 0`` that of
-        the Karush-Kuhn-Tucker conditions.
-    objective : float
-        The objective as far as the solved rows enter it: the loss over their entries, the
-        shared base and their own ridge.
-    """
-
-    paths: Counter[str] = field(default_factory=Counter)
-    singular: int = 0
-    residual: float = 0.0
-    objective: float = 0.0
-
-    def add(self, other: HalfSweepStats) -> None:
-        """Add the statistics of other rows."""
-        self.paths.update(other.paths)
-        self.singular += other.singular
-        self.residual = max(self.residual, other.residual)
-        self.objective += other.objective
 
 
 def half_sweep(
@@ -100,8 +65,8 @@ def half_sweep(
     solver : Solver
     """
     frame = make_frame(ops, problem, fixed, rotate=not isinstance(solver, NonNegative))
+    stats, problem = ops.solve_fused(problem, frame, solved, solver)
     sweep = _Sweep(ops, problem, frame, solved, solver)
-    stats = HalfSweepStats()
     for number, row in enumerate(problem.packing.long_rows):
         stats.add(sweep.solve_long_row(row, number))
     for part in ops.map(sweep.solve_rows, problem.packing.batches):
@@ -144,7 +109,7 @@ class _Sweep:
             singular = xp.zeros(len(rows), bool)
             if not iterative:
                 residual = self._residual(solution, systems)
-                failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
+                failed |= ~(residual <= RESIDUAL_LIMIT[z.dtype])
                 if systems.base is None:  # fewer entries than factors and nothing added to them
                     singular = (systems.shift <= 0) & (counts < z.shape[1])
                     failed |= singular
@@ -226,7 +191,7 @@ class _Sweep:
                 z, failed = self._solve_system(*single)
                 misfit = (lhs @ z[:, :, None])[:, :, 0] - rhs
                 residual = _relative(xp, self._stationary(misfit, z), rhs)
-                failed |= ~(residual <= _RESIDUAL_LIMIT[z.dtype])
+                failed |= ~(residual <= RESIDUAL_LIMIT[z.dtype])
                 stats.residual = float(xp.where(failed, 0, residual).max())
             singular = failed
             if bool(failed.any()):

@@ -8,7 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.row_problem import RowProblem
+from gpu_als.solvers import Solver
 
 __all__ = ["Backend", "Ops", "R", "T"]
 
@@ -55,6 +57,30 @@ class Ops(Protocol):
             Unspecified where failed.
         failed : bool array, shape (B,)
             Systems that are not positive definite in this precision.
+        """
+        ...
+
+    def solve_fused(
+        self, problem: RowProblem, frame: Any, solved: Array, solver: Solver
+    ) -> tuple[HalfSweepStats, RowProblem]:
+        """Solve the rows that the device has something faster for than batches, in place.
+
+        Parameters
+        ----------
+        problem : RowProblem
+            With its arrays on the device.
+        frame : Frame
+            The coordinates of this half-sweep.
+        solved : array, shape (n_rows, k)
+        solver : Solver
+
+        Returns
+        -------
+        stats : HalfSweepStats
+            Of the rows that were solved.
+        problem : RowProblem
+            The rows that are left: those that were not tried, and those that failed, which keep
+            their values.
         """
         ...
 

@@ -1,10 +1,12 @@
-"""The CuPy backend: the shared row solver on a CUDA GPU, one batch after another.
+"""The CuPy backend: the shared row solver on a CUDA GPU.
 
-This is the general path: gather, batched matrix products for the Grams, cuSOLVER for the systems.
+Rows are solved by kernels of our own (fused.py) where they fit. The others take the general path,
+one batch after another: gather, batched matrix products for the Grams, cuSOLVER for the systems.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,9 +15,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.backends.cupy.compile import KernelError, Kernels
+from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
+from gpu_als.backends.cupy.launch import DeviceLimits
+from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import R, T
+from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.errors import BackendError
 from gpu_als.row_problem import RowProblem, SparseRows
+from gpu_als.solvers import Solver
 
 __all__ = ["CupyBackend"]
 
@@ -27,8 +35,18 @@ _BYTES_PER_ELEMENT = 64
 """A batch keeps a handful of arrays of its size; this leaves most of the memory for data."""
 
 
+_made: dict[tuple[int, str], CupyBackend] = {}
+
+
 class CupyBackend:
     """The current CUDA device.
+
+    Parameters
+    ----------
+    precision : {"float32", "tf32x3", "float16"}
+        How float32 factors are multiplied; see :func:`gpu_als.backends.get_backend`.
+    fused : bool
+        Use kernels of our own; without them every row takes the general path.
 
     Raises
     ------
@@ -38,7 +56,7 @@ class CupyBackend:
 
     name = "cupy"
 
-    def __init__(self) -> None:
+    def __init__(self, precision: str = "float32", *, fused: bool = True) -> None:
         try:
             import cupy
         except ImportError as error:
@@ -60,6 +78,36 @@ class CupyBackend:
         wanted = free // _BYTES_PER_ELEMENT
         self.batch_elements = int(min(max(wanted, _SMALLEST_BATCH), _LARGEST_BATCH))
         self._held: dict[str, int] = {}
+        architecture = 10 * properties["major"] + properties["minor"]
+        self.limits = DeviceLimits(
+            architecture,
+            properties["sharedMemPerBlockOptin"],
+            properties["sharedMemPerMultiprocessor"],
+        )
+        self._fused: Fused | None = None
+        if fused:
+            self._fused = Fused(
+                cupy,
+                self.limits,
+                Kernels(cupy, architecture),
+                SideBySide(cupy),
+                self.batch_elements,
+                tensor_cores=precision == "tf32x3",
+                stored_half=precision == "float16",
+            )
+
+    @classmethod
+    def for_current_device(cls, precision: str) -> CupyBackend:
+        """Return the one backend of the current device, which keeps its compiled kernels."""
+        try:
+            import cupy
+
+            key = cupy.cuda.runtime.getDevice(), precision
+        except Exception:  # no CuPy, no driver, no GPU: the constructor says which
+            return cls(precision)
+        if key not in _made:
+            _made[key] = cls(precision)
+        return _made[key]
 
     def session(self) -> AbstractContextManager[Any]:
         """Work on the device that was current when the backend was made."""
@@ -86,21 +134,43 @@ class CupyBackend:
 
         return cholesky_solve(lhs, rhs)
 
-    def load(self, problem: RowProblem) -> RowProblem:
-        """Return the problem with its arrays on the device."""
-        rows, move = problem.rows, self.xp.asarray
-        return replace(
-            problem,
-            rows=SparseRows(
-                move(rows.indptr),
-                move(rows.indices),
-                move(rows.values),
-                None if rows.weights is None else move(rows.weights),
-                rows.n_fixed,
-            ),
-            packing=replace(problem.packing, order=move(problem.packing.order)),
+    def solve_fused(
+        self, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
+    ) -> tuple[HalfSweepStats, RowProblem]:
+        """See :class:`gpu_als.backends.ops.Ops`."""
+        if self._fused is None or not isinstance(problem, DeviceProblem):
+            return HalfSweepStats(), problem
+        try:
+            return self._fused.solve(problem, frame, solved, solver)
+        except KernelError as error:
+            warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=2)
+            self._fused = None
+            return HalfSweepStats(), problem
+
+    def load(self, problem: RowProblem) -> DeviceProblem:
+        """Return the problem with its arrays on the device.
+
+        The entries' weights are worked out once: values become ``tau``, weights the roots with
+        their signs.
+        """
+        rows, packing, move = problem.rows, problem.packing, self.xp.asarray
+        root, sign, tau = None, None, move(rows.values)
+        if len(tau):
+            weights = None if rows.weights is None else move(rows.weights)
+            root, sign, tau = problem.weigh(self.xp, tau, weights)
+        if root is not None and sign is not None:
+            root = root * sign
+        return DeviceProblem(
+            rows=SparseRows(move(rows.indptr), move(rows.indices), tau, root, rows.n_fixed),
+            packing=replace(packing, order=move(packing.order)),
+            weigh=_stored if sign is None else _stored_with_signs,
+            base_weight=problem.base_weight,
             ridge=problem.ridge if isinstance(problem.ridge, float) else move(problem.ridge),
             linear=self._load_linear(problem.linear),
+            squared_loss=problem.squared_loss,
+            offset=problem.offset,
+            host=problem,
+            places=move(np.append(packing.order, packing.long_rows).astype(np.int64)),
         )
 
     def _load_linear(self, linear: Any) -> Any:
@@ -127,3 +197,12 @@ class CupyBackend:
     def workspace_bytes(self) -> int:
         """Return the largest workspace asked for so far."""
         return sum(self._held.values())
+
+
+def _stored(xp: Any, values: Array, weights: Array | None) -> tuple[Any, Any, Array]:
+    """Return weights that :meth:`CupyBackend.load` worked out, where none is negative."""
+    return weights, None, values
+
+
+def _stored_with_signs(xp: Any, values: Array, weights: Array) -> tuple[Any, Any, Array]:
+    return xp.abs(weights), xp.sign(weights), values

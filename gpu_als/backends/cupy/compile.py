@@ -7,12 +7,19 @@ any of them changes the key.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["OPTIONS", "define", "source_of"]
+from gpu_als.errors import BackendError
+
+__all__ = ["OPTIONS", "KernelError", "Kernels", "Macros", "define", "source_of"]
+
+Macros = tuple[tuple[str, int], ...]
 
 OPTIONS = ("--std=c++17",)
 
@@ -44,6 +51,63 @@ def _inlined(name: str, seen: set[str]) -> list[str]:
     return lines
 
 
-def define(macros: dict[str, Any]) -> tuple[str, ...]:
+def define(macros: Macros) -> tuple[str, ...]:
     """Return the compiler options that set ``macros``."""
-    return tuple(f"-D{name}={value}" for name, value in macros.items())
+    return tuple(f"-D{name}={value}" for name, value in macros)
+
+
+class KernelError(BackendError):
+    """A kernel does not compile for this device."""
+
+
+class Kernels:
+    """The compiled kernels of one device, each specialisation compiled when first asked for.
+
+    Parameters
+    ----------
+    cupy : module
+    architecture : int
+        Compute capability, for messages.
+    """
+
+    def __init__(self, cupy: Any, architecture: int) -> None:
+        self._cupy = cupy
+        self._architecture = architecture
+        self._modules: dict[tuple[str, Macros], Any] = {}
+        self._functions: dict[tuple[str, Macros, str], Any] = {}
+
+    def get(self, file: str, macros: Macros, function: str) -> Any:
+        """Return ``function`` of ``kernels/<file>.cu`` with these macros, ready to launch.
+
+        Raises
+        ------
+        KernelError
+            It does not compile; the message names the architecture.
+        """
+        key = file, macros, function
+        if key not in self._functions:
+            self._functions[key] = self._module(file, macros).get_function(function)
+        return self._functions[key]
+
+    def prepare(self, specialisations: Iterable[tuple[str, Macros]]) -> int:
+        """Compile what is missing, several at a time; return how many were."""
+        missing = list(dict.fromkeys(spec for spec in specialisations if spec not in self._modules))
+        if missing:
+            with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
+                list(pool.map(lambda spec: self._module(*spec), missing))
+        return len(missing)
+
+    def _module(self, file: str, macros: Macros) -> Any:
+        if (file, macros) not in self._modules:
+            module = self._cupy.RawModule(
+                code=source_of(file), options=(*OPTIONS, *define(macros)), backend="nvrtc"
+            )
+            try:
+                module.compile()
+            except self._cupy.cuda.compiler.CompileException as error:
+                raise KernelError(
+                    f"kernel {file} ({', '.join(define(macros))}) does not compile for "
+                    f"sm_{self._architecture}: {error}"
+                ) from error
+            self._modules[file, macros] = module
+        return self._modules[file, macros]

@@ -85,6 +85,7 @@ class Launch:
     shared_bytes: int
     rows_per_block: int = 1
     chunk: int | None = None
+    segment: int | None = None
     start: int = 0
     stop: int = 0
 
@@ -204,7 +205,7 @@ def _ladder(
         return
     yield shortest_primal - 1, None  # where the dual ladder ended early
     yield 2 * segment, primal
-    yield _ANY_LENGTH, replace(primal, kernel="split")
+    yield _ANY_LENGTH, replace(primal, kernel="split", segment=segment)
 
 
 _ANY_LENGTH = 1 << 62

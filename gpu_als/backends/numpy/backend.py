@@ -15,7 +15,9 @@ from threadpoolctl import ThreadpoolController
 
 from gpu_als.backends.numpy.lapack import cholesky_solve
 from gpu_als.backends.ops import R, T
+from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.row_problem import RowProblem
+from gpu_als.solvers import Solver
 
 __all__ = ["NumpyBackend"]
 
@@ -130,6 +132,12 @@ class NumpyBackend:
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`gpu_als.backends.ops.Ops`."""
         return cholesky_solve(lhs, rhs)
+
+    def solve_fused(
+        self, problem: RowProblem, frame: Any, solved: np.ndarray, solver: Solver
+    ) -> tuple[HalfSweepStats, RowProblem]:
+        """See :class:`gpu_als.backends.ops.Ops`; batches are what a CPU is good at."""
+        return HalfSweepStats(), problem
 
     def load(self, problem: RowProblem) -> RowProblem:
         """Return the problem with its arrays on the device: here, as it is."""
