@@ -25,6 +25,8 @@ class FitReport:
     user_rows, item_rows : Counter
         How many rows went which way in the last half-sweep of each side: "dual", "primal", "cg",
         "nnls", "long", "shared", "rescued" (docs/solvers.md).
+    launches : int
+        Launches of GPU kernels of our own in the last iteration.
     singular_rows : int
         Rows with a singular system in the last iteration; they kept their former values.
     max_residual : float
@@ -46,6 +48,7 @@ class FitReport:
     seconds: list[tuple[float, float]] = field(default_factory=list)
     user_rows: Counter[str] = field(default_factory=Counter)
     item_rows: Counter[str] = field(default_factory=Counter)
+    launches: int = 0
     singular_rows: int = 0
     max_residual: float = 0.0
     workspace_bytes: int = 0
@@ -85,6 +88,8 @@ class FitReport:
             lines.append(f"kept iteration {self.best_iteration}: validation {shown}")
         for side, rows in (("users", self.user_rows), ("items", self.item_rows)):
             lines.append(f"{side}: " + ", ".join(f"{n} {way}" for way, n in sorted(rows.items())))
+        if self.launches:
+            lines.append(f"{self.launches} kernel launches in each iteration")
         if not {"cg"} >= (self.user_rows | self.item_rows).keys():
             lines.append(f"largest relative residual {self.max_residual:.1e}")
         if self.singular_rows:

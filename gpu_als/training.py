@@ -143,6 +143,8 @@ def train(
     ------
     ModelFitError
         The initial factors are not finite.
+    BackendError
+        The device has too little memory; the message says how much is needed.
     """
     for name, factors in (("user", model.user_factors), ("item", model.item_factors)):
         if not np.isfinite(factors).all():
@@ -153,6 +155,7 @@ def train(
         raise InputError(f"callback must be a function or None, not {callback!r}")
     _check_scale(problems, model.user_factors.dtype)
     best = np.inf
+    backend.check_memory(problems, model.user_factors, model.item_factors)
     with backend.session(), tqdm(total=schedule.iterations, disable=not progress) as bar:
         users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
         user_problem, item_problem = (backend.load(problem) for problem in problems)
@@ -233,6 +236,7 @@ def _record(
     report.seconds.append(seconds)
     report.user_rows, report.item_rows = users.paths, items.paths
     report.singular_rows = users.singular + items.singular
+    report.launches = users.launches + items.launches
     report.max_residual = max(report.max_residual, users.residual, items.residual)
 
 

@@ -136,6 +136,7 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda.get_current_stream = Stream
     cupy.cuda.compiler = types.SimpleNamespace(CompileException=cuda_on_cpu.CudaOnCpuError)
     cupy.RawModule = RawModule
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.cuda.runtime = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,

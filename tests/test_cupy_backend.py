@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import json
+import shutil
 from pathlib import Path
 
 import cuda_on_cpu
@@ -16,6 +18,7 @@ import scipy.sparse as sp
 import gpu_als
 from gpu_als import backends
 from gpu_als.backends import get_backend
+from gpu_als.cli import main
 from gpu_als.errors import BackendError, InputError
 
 SOURCES = sorted((Path(gpu_als.__file__).parent / "backends" / "cupy").glob("*.py"))
@@ -268,3 +271,75 @@ def test_a_missing_cupy_name_is_noticed() -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed; nothing to check names against")
     assert not name_exists("cupy.no_such_function")
     assert not name_exists("cupy_backends.cuda.libs.cusolver.no_such_call")
+
+
+def test_a_fit_too_large_for_the_device_is_refused_with_both_numbers(cupy_backend) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cupy_backend.xp.cuda.runtime, "memGetInfo", lambda: (1000, 1000))
+        model = gpu_als.AlternatingLeastSquares(12, use_gpu=True)
+        with pytest.raises(
+            BackendError, match=r"[\d,]{6,} bytes of GPU memory, of which [\d,]+ are"
+        ):
+            model.fit(ratings(), show_progress=False)
+
+
+def test_a_kernel_that_does_not_compile_leaves_the_rows_to_the_general_path(
+    cupy_backend, monkeypatch
+) -> None:
+    if cupy_backend._fused is None:
+        pytest.skip("the general path has no kernels")
+    error = cupy_backend.xp.cuda.compiler.CompileException
+
+    class Broken:
+        def __init__(self, **how):
+            pass
+
+        def compile(self):
+            raise error("no such instruction", "source", "kernel.cu", (), "nvrtc")
+
+    monkeypatch.setattr(cupy_backend.xp, "RawModule", Broken)
+    models = [
+        gpu_als.AlternatingLeastSquares(
+            12, iterations=3, random_state=7, use_cg=False, use_gpu=use_gpu
+        )
+        for use_gpu in (True, False)
+    ]
+    with pytest.warns(RuntimeWarning, match=r"sm_\d+.*general path") as caught:
+        models[0].fit(ratings(), show_progress=False)
+    assert len(caught) == 1
+    models[1].fit(ratings(), show_progress=False)
+    agree(models[0].user_factors, models[1].user_factors)
+
+
+def test_kernels_do_the_work(cupy_backend) -> None:
+    model = gpu_als.AlternatingLeastSquares(12, iterations=1, use_cg=False, use_gpu=True)
+    model.fit(ratings(), show_progress=False)
+    fused = cupy_backend._fused is not None
+    assert (model.report_.launches > 0) == fused
+    assert ("kernel launches" in str(model.report_)) == fused
+
+
+def test_an_edited_header_is_another_source(monkeypatch, tmp_path) -> None:
+    """What CuPy keeps on disk it finds by the source it was given, includes and all."""
+    from gpu_als.backends.cupy import compile as compiling
+
+    package = tmp_path / "package"
+    shutil.copytree(SOURCES[0].parent / "kernels", package / "kernels")
+    monkeypatch.setattr(compiling.resources, "files", lambda name: package)
+    before = compiling.source_of.__wrapped__("primal")
+    header = package / "kernels" / "memory.cuh"
+    header.write_text(header.read_text() + "// edited\n")
+    assert compiling.source_of.__wrapped__("primal") != before
+    assert "#include" not in before
+
+
+def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
+    assert main(["info", "--json", "--compile", "8", "40"]) == 0
+    compiled = json.loads(capsys.readouterr().out)["compiled"]
+    # 8 factors: one dual class and two primal kernels; 40: five and two
+    assert compiled == (0 if cupy_backend._fused is None else 3 + 7)
+
+
+def test_info_refuses_no_factors(cupy_backend, capsys) -> None:
+    assert main(["info", "--compile", "0"]) != 0
+    assert "--compile" in capsys.readouterr().err

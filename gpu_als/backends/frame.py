@@ -25,7 +25,6 @@ from gpu_als.row_problem import Array, RowProblem
 
 __all__ = ["Frame", "gram", "make_frame"]
 
-_CHUNK_ROWS = 8192
 _STEEP = 1e3
 """Spread of the pivots or eigenvalues of base and ridge from which the rotation is done in
 float64."""
@@ -99,10 +98,11 @@ def gram(ops: Ops, factors: Array) -> Array:
     total = xp.zeros((factors.shape[1],) * 2)
 
     def partial(start: int) -> Array:
-        block = factors[start : start + _CHUNK_ROWS].astype(xp.float64)
+        block = factors[start : start + height].astype(xp.float64)
         return block.T @ block
 
-    for part in ops.map(partial, range(0, len(factors), _CHUNK_ROWS)):
+    height = _height(ops, factors)
+    for part in ops.map(partial, range(0, len(factors), height)):
         total += part
     return total
 
@@ -163,9 +163,15 @@ def _multiply(ops: Ops, factors: Array, matrix: Array) -> Array:
     out = ops.xp.empty_like(factors)
 
     def block(start: int) -> None:
-        rows = slice(start, start + _CHUNK_ROWS)
+        rows = slice(start, start + height)
         out[rows] = factors[rows].astype(matrix.dtype, copy=False) @ matrix
 
-    for _ in ops.map(block, range(0, len(factors), _CHUNK_ROWS)):
+    height = _height(ops, factors)
+    for _ in ops.map(block, range(0, len(factors), height)):
         pass
     return out
+
+
+def _height(ops: Ops, factors: Array) -> int:
+    """Return how many rows to take at a time: always the same, since sums follow it."""
+    return max(1, ops.block_elements // factors.shape[1])

@@ -24,6 +24,8 @@ class Ops(Protocol):
 
     batch_elements: int
     """Array elements that one batch may use."""
+    block_elements: int
+    """Factors that one step of a pass over all rows takes; constant, since sums follow it."""
 
     @property
     def xp(self) -> Any:
@@ -95,6 +97,25 @@ class Backend(Ops, Protocol):
 
     def session(self) -> AbstractContextManager[Any]:
         """Return a context in which work on the device is done."""
+        ...
+
+    def check_memory(
+        self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
+    ) -> None:
+        """Refuse a fit that the device has no room for, before anything is put there.
+
+        Parameters
+        ----------
+        problems : pair of RowProblem
+            On the host.
+        users, items : array
+            The factors, on the host.
+
+        Raises
+        ------
+        BackendError
+            The message says how much memory is needed and how much there is.
+        """
         ...
 
     def load(self, problem: RowProblem) -> RowProblem:

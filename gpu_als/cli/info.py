@@ -29,7 +29,15 @@ def add_command(commands: Any) -> None:
         short="show versions, processors and the GPU, or why none is used",
         description="Shows versions, processors and the GPU; where no GPU is used, why, and what "
         "to install.",
-        example="  gpu-als info --json",
+        example="  gpu-als info --json\n  gpu-als info --compile 64 128",
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="+",
+        type=int,
+        metavar="FACTORS",
+        help="compile the GPU kernels for these numbers of factors now; later fits find them on "
+        "disk",
     )
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -38,6 +46,8 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     found = _collect()
+    if args.compile:
+        found["compiled"] = _compile(args.compile)
     if args.json:
         print_json(found)
         return 0
@@ -59,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
             ("GPU memory", f"{gpu['memory_bytes'] / 2**30:.1f} GiB"),
             ("compute capability", gpu["compute_capability"]),
         ]
+    if args.compile:
+        lines.append(("compiled", f"{found['compiled']} kernels for {args.compile} factors"))
     lines.append(("backend 'auto'", "cupy, on the GPU" if gpu else "numpy, on the processors"))
     print_pairs(lines)
     return 0
@@ -113,6 +125,17 @@ def _gpu() -> tuple[dict[str, Any] | None, str | None]:
         "cuda_runtime": runtime.runtimeGetVersion(),
         "cuda_driver": runtime.driverGetVersion(),
     }, None
+
+
+def _compile(factors: list[int]) -> int:
+    """Compile the kernels for numbers of factors; return how many there are."""
+    from gpu_als.backends import get_backend
+    from gpu_als.errors import InputError
+
+    if min(factors) < 1:
+        raise InputError(f"--compile needs numbers of factors from 1 on, not {min(factors)}")
+    backend: Any = get_backend("cupy")
+    return sum(backend.compile_kernels(k) for k in factors)
 
 
 def _cupy_version() -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import get_backend
+from gpu_als.backends import Backend, get_backend
 from gpu_als.data.interactions import Interactions
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.data.model_file import read_arrays, write_arrays
@@ -22,6 +22,7 @@ from gpu_als.estimators.params import (
     check_flag,
     check_integer,
     check_pair,
+    check_precision,
 )
 from gpu_als.estimators.recommending import best_items, requested_rows
 from gpu_als.estimators.sides import aligned_weights, both_sides, fold_in
@@ -71,6 +72,8 @@ class ExplicitALS(HasParameters, HasIds):
     num_threads : int
         Threads on the CPU; 0 means all processors.
     dtype : numpy.float32 or numpy.float64
+    precision : {"float32", "tf32x3", "float16"}
+        How a GPU multiplies float32 factors (docs/solvers.md); a CPU always in full precision.
     random_state : None, int, numpy.random.Generator or numpy.random.RandomState
 
     Attributes
@@ -110,6 +113,7 @@ class ExplicitALS(HasParameters, HasIds):
         backend: str = "auto",
         num_threads: int = 0,
         dtype: Any = np.float32,
+        precision: str = "float32",
         random_state: Any = None,
     ) -> None:
         self.factors = check_integer(factors, name="factors", at_least=1)
@@ -133,6 +137,7 @@ class ExplicitALS(HasParameters, HasIds):
         self.backend = backend
         self.num_threads = check_integer(num_threads, name="num_threads", at_least=0)
         self.dtype = check_dtype(dtype)
+        self.precision = check_precision(precision)
         self.random_state = random_state
         self.user_factors: Any = None
         self.item_factors: Any = None
@@ -190,7 +195,7 @@ class ExplicitALS(HasParameters, HasIds):
             # float64 weights: np.average adds in the type of its arguments
             wide = None if weights is None else weights.astype(np.float64)
             mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
-        backend = get_backend(self.backend, num_threads=self.num_threads)
+        backend = self._get_backend()
         problems = both_sides(self._objective(mean), matrix, weights, self._width, backend)
         model = self._start(matrix)
         validate = (
@@ -285,7 +290,7 @@ class ExplicitALS(HasParameters, HasIds):
         users = np.column_stack([self.user_factors[ids], ones, base])
         ones = np.ones(len(self.item_factors), self.dtype)
         partners = np.column_stack([self.item_factors, self.item_biases, ones])
-        backend = get_backend(self.backend, num_threads=self.num_threads)
+        backend = self._get_backend()
         found, scores = best_items(
             backend, users, partners, N, liked=liked, filter_items=filter_items, items=items
         )
@@ -313,7 +318,7 @@ class ExplicitALS(HasParameters, HasIds):
         matrix = requested_rows(matrix, matrix.shape[0], len(self.item_factors), "fold in")
         matrix = matrix.astype(self.dtype)
         solved = fold_in(
-            get_backend(self.backend, num_threads=self.num_threads),
+            self._get_backend(),
             self._objective(self.global_mean),
             SparseRows.from_csr(matrix),
             self._with_biases(self.item_factors, self.item_biases),
@@ -330,7 +335,8 @@ class ExplicitALS(HasParameters, HasIds):
         """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
         self._check_unchanged()
         plain = self.get_params()
-        del plain["backend"], plain["num_threads"]  # of this machine, not of the model
+        for name in ("backend", "num_threads", "precision"):  # of this machine, not of the model
+            del plain[name]
         plain["dtype"] = self.dtype.name
         if not isinstance(self.random_state, int | np.integer):
             plain["random_state"] = None
@@ -402,6 +408,9 @@ class ExplicitALS(HasParameters, HasIds):
     def _width(self) -> int:
         """Columns of the factor matrices in training: the bias is one more factor."""
         return self.factors + self.bias
+
+    def _get_backend(self) -> Backend:
+        return get_backend(self.backend, num_threads=self.num_threads, precision=self.precision)
 
     def _objective(self, mean: float) -> Explicit:
         pair = self.regularization

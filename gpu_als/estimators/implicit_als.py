@@ -23,6 +23,7 @@ from gpu_als.estimators.params import (
     check_flag,
     check_integer,
     check_nonnegative,
+    check_precision,
 )
 from gpu_als.estimators.recommending import best_items, requested_rows
 from gpu_als.estimators.sides import both_sides, fold_in
@@ -83,6 +84,8 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         alpha0 of iALS: the weight of every cell. 1 when only the exponent is given.
     regularization_exponent : float, optional
         nu of iALS. 0 when only the weight is given.
+    precision : {"float32", "tf32x3", "float16"}
+        How a GPU multiplies float32 factors (docs/solvers.md); a CPU always in full precision.
 
     Attributes
     ----------
@@ -119,6 +122,7 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         *,
         unobserved_weight: float | None = None,
         regularization_exponent: float | None = None,
+        precision: str = "float32",
     ) -> None:
         self.factors = check_integer(factors, name="factors", at_least=1)
         self.regularization = check_nonnegative(regularization, name="regularization")
@@ -139,6 +143,7 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         self.regularization_exponent = regularization_exponent
         if regularization_exponent is not None:
             check_nonnegative(regularization_exponent, name="regularization_exponent")
+        self.precision = check_precision(precision)
         self.cg_steps = 3
         self.fit_callback: Callable[[int, float, float | None], Any] | None = None
         self.user_factors: Any = None
@@ -335,7 +340,7 @@ class AlternatingLeastSquares(HasParameters, HasIds):
 
     def _backend(self) -> Backend:
         name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"
-        return get_backend(name, num_threads=self.num_threads)
+        return get_backend(name, num_threads=self.num_threads, precision=self.precision)
 
     def _objective(self) -> Implicit | IALS:
         if self.unobserved_weight is None and self.regularization_exponent is None:

@@ -17,13 +17,15 @@ import scipy.sparse as sp
 
 from gpu_als.backends.cupy.compile import KernelError, Kernels
 from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
-from gpu_als.backends.cupy.launch import DeviceLimits
+from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
+from gpu_als.backends.cupy.memory import bytes_needed
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
+from gpu_als.data.packing import pack_rows
 from gpu_als.errors import BackendError
 from gpu_als.row_problem import RowProblem, SparseRows
-from gpu_als.solvers import Solver
+from gpu_als.solvers import Cholesky, Solver
 
 __all__ = ["CupyBackend"]
 
@@ -55,6 +57,7 @@ class CupyBackend:
     """
 
     name = "cupy"
+    block_elements = 1 << 25  # a launch has to be worth its while
 
     def __init__(self, precision: str = "float32", *, fused: bool = True) -> None:
         try:
@@ -146,6 +149,32 @@ class CupyBackend:
             warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=2)
             self._fused = None
             return HalfSweepStats(), problem
+
+    def compile_kernels(self, n_factors: int) -> int:
+        """Compile every kernel that exact fits with ``n_factors`` may launch; return how many.
+
+        CuPy keeps them on disk, where later processes find them.
+        """
+        if self._fused is None:
+            return 0
+        packing = pack_rows(np.arange(2 * SEGMENT + 2), n_factors, 1 << 40)
+        plan = self._fused.plan_rows(packing, n_factors, Cholesky())
+        kernels = {(launch.kernel, launch.macros) for launch in plan.launches}
+        self._fused.kernels.prepare(kernels)
+        return len(kernels)
+
+    def check_memory(
+        self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
+    ) -> None:
+        """See :class:`gpu_als.backends.ops.Backend`."""
+        needed = bytes_needed(problems, users, items, _SMALLEST_BATCH)
+        available = self.xp.cuda.runtime.memGetInfo()[0]
+        available += self.xp.get_default_memory_pool().free_bytes()
+        if needed > available:
+            raise BackendError(
+                f"this fit needs about {needed:,} bytes of GPU memory, of which {available:,} are "
+                "free; use fewer factors, less data or backend='numpy' (use_gpu=False)"
+            )
 
     def load(self, problem: RowProblem) -> DeviceProblem:
         """Return the problem with its arrays on the device.

@@ -170,9 +170,13 @@ class Fused:
         served = frame.fixed.dtype == np.float32 and not frame.singular and len(rows.indices) > 0
         if not served or rows.indices.dtype != np.int32:
             return Plan((), ())
+        return self.plan_rows(problem.host.packing, frame.fixed.shape[1], solver)
+
+    def plan_rows(self, packing: Packing, n_factors: int, solver: Solver) -> Plan:
+        """Return :func:`~gpu_als.backends.cupy.launch.plan_half_sweep` for this device."""
         return plan_half_sweep(
-            problem.host.packing,
-            frame.fixed.shape[1],
+            packing,
+            n_factors,
             solver,
             self.limits,
             tensor_cores=self.tensor_cores,

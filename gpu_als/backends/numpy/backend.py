@@ -84,6 +84,7 @@ class NumpyBackend:
 
     name = "numpy"
     xp: Any = np
+    block_elements = 1 << 20
 
     def __init__(self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS) -> None:
         self.num_threads = num_threads or _usable_processors()
@@ -138,6 +139,11 @@ class NumpyBackend:
     ) -> tuple[HalfSweepStats, RowProblem]:
         """See :class:`gpu_als.backends.ops.Ops`; batches are what a CPU is good at."""
         return HalfSweepStats(), problem
+
+    def check_memory(
+        self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
+    ) -> None:
+        """See :class:`gpu_als.backends.ops.Backend`; here the data is where it stays."""
 
     def load(self, problem: RowProblem) -> RowProblem:
         """Return the problem with its arrays on the device: here, as it is."""
