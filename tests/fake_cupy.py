@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.machinery
 import sys
 import types
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ def _modules() -> dict[str, types.ModuleType]:
     )  # fmt: skip
     modules = {name: types.ModuleType(name) for name in names}
     cupy = modules["cupy"]
+    cupy.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
     for name in dir(np):
         if not name.startswith("__"):
             setattr(cupy, name, getattr(np, name))
@@ -146,7 +148,11 @@ def _modules() -> dict[str, types.ModuleType]:
             "minor": 0,
             "sharedMemPerBlockOptin": 232448,
             "sharedMemPerMultiprocessor": 233472,
+            "totalGlobalMem": 1 << 30,
         },
+        getDeviceCount=lambda: 1,
+        runtimeGetVersion=lambda: 13000,
+        driverGetVersion=lambda: 13000,
         memGetInfo=lambda: (1 << 30, 1 << 30),
     )
     modules["cupyx.scipy.sparse"].csr_matrix = scipy.sparse.csr_matrix
