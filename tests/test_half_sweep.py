@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import CASES, make_case, ragged_rows, residuals, row_errors
 
+from gpu_als.backends.frame import make_frame
 from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.numpy.reference import solve_row
@@ -239,3 +240,18 @@ def test_repeated_entries_count_as_often_as_they_are_stored():
         found.append((solved, stats.objective))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)
+
+
+def test_a_failed_factorisation_without_an_error_is_noticed(monkeypatch):
+    """As CuPy does it: the matrix comes back half done, with a plausible diagonal."""
+
+    def half_done(matrix):
+        factor = np.tril(matrix)
+        factor[:3, :3] = np.linalg.cholesky(matrix[:3, :3])
+        return np.abs(factor)
+
+    case = make_case("implicit")
+    problem = case.objective.row_problem(case.rows, case.n_factors, 1 << 20, case.side)
+    assert not make_frame(NumpyBackend(1), problem, case.fixed, rotate=True).singular
+    monkeypatch.setattr(np.linalg, "cholesky", half_done)
+    assert make_frame(NumpyBackend(1), problem, case.fixed, rotate=True).singular

@@ -25,6 +25,8 @@ from gpu_als.row_problem import Array, RowProblem
 
 __all__ = ["Frame", "gram", "make_frame"]
 
+_MISFIT = 1e-9
+"""Relative misfit of a float64 Cholesky factor that rounding cannot explain."""
 _STEEP = 1e3
 """Spread of the pivots or eigenvalues of base and ridge from which the rotation is done in
 float64."""
@@ -148,14 +150,21 @@ def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> 
 def _cholesky(xp: Any, matrix: Array) -> tuple[Array, float, float]:
     """Return the lower Cholesky factor and its smallest and largest pivot.
 
-    The pivots are 0, or NaN, where the matrix is not positive definite.
+    The smallest is 0 where the matrix is not positive definite. NumPy raises then; CuPy returns
+    whatever the factorisation left behind, which shows when it is multiplied out with a vector.
     """
     try:
         factor = xp.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:  # NumPy raises it; CuPy returns NaN
+    except np.linalg.LinAlgError:
         return matrix, 0.0, 0.0
     pivots = xp.diagonal(factor) ** 2
-    return factor, float(pivots.min()), float(pivots.max())
+    probe = xp.cos(xp.arange(len(matrix), dtype=xp.float64))
+    misfit = factor @ (factor.T @ probe) - matrix @ probe
+    size = xp.abs(matrix).max() * len(matrix)
+    smallest, largest, misfit, size = (
+        float(n) for n in (pivots.min(), pivots.max(), xp.abs(misfit).max(), size)
+    )
+    return factor, smallest if misfit <= _MISFIT * size else 0.0, largest
 
 
 def _multiply(ops: Ops, factors: Array, matrix: Array) -> Array:
