@@ -245,9 +245,11 @@ def test_repeated_entries_count_as_often_as_they_are_stored():
 def test_a_failed_factorisation_without_an_error_is_noticed(monkeypatch):
     """As CuPy does it: the matrix comes back half done, with a plausible diagonal."""
 
+    whole = np.linalg.cholesky
+
     def half_done(matrix):
         factor = np.tril(matrix)
-        factor[:3, :3] = np.linalg.cholesky(matrix[:3, :3])
+        factor[:3, :3] = whole(matrix[:3, :3])
         return np.abs(factor)
 
     case = make_case("implicit")
