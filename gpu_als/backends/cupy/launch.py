@@ -313,20 +313,20 @@ def panel_floats(size: int) -> int:
 def dual_warp_floats(entries: int, n_factors: int) -> int:
     """Return the floats of shared memory that a warp of dual_warp.cu uses."""
     stride = stride_of(n_factors)
-    return _EXCHANGE + entries + entries * _padded(stride) + stride + entries * (entries + 4)
+    return _EXCHANGE + entries + entries * _padded(stride) + 2 * stride + entries * (entries + 4)
 
 
 def dual_block_floats(entries: int, edge: int, n_factors: int, chunk: int) -> int:
     """Return the floats of shared memory that a block of dual_block.cu uses."""
     size, warps = round_up(entries, 32), edge * edge // 32
-    vectors = 6 * size + _EXCHANGE * warps + stride_of(n_factors)
+    vectors = 6 * size + _EXCHANGE * warps + 2 * stride_of(n_factors)
     return vectors + panel_floats(size) + entries * _padded(chunk)
 
 
 def primal_floats(size: int, solver: Solver) -> int:
     """Return the floats of shared memory that a block of primal.cu or split.cu uses."""
     threads = 64 if size <= 64 else 256
-    vectors = 3 * size + _EXCHANGE * threads // 32
+    vectors = 4 * size + _EXCHANGE * threads // 32
     tile_rows = 8 if size > 128 else 16
     stages = 4 * threads + 2 * tile_rows * (size + 8)
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh

@@ -12,7 +12,7 @@
 // i. Factorisation: see cholesky.cuh.
 //
 // Shared memory (dual_block_floats in launch.py): the entries, the panels of S, which later serve
-// as scratch, z, and the chunk of W with rows padded to 4 mod 8 floats, so that 16-byte reads of
+// as scratch, z, the columns' scale, and the chunk of W with rows padded to 4 mod 8 floats, so that 16-byte reads of
 // eight neighbouring rows meet no bank conflict.
 //
 // Macros: EDGE (8 or 16), TILES (TILES <= EDGE).
@@ -34,13 +34,13 @@ struct Chunk {
 __device__ __forceinline__ void load_chunk(const HalfSweep& problem, const Row& row,
                                            Shared<int> index, Shared<float> size,
                                            const Chunk& chunk) {
-    const int quads = chunk.width / 4, n = int(row.count);
+    const int n = int(row.count), lanes = lanes_for(chunk.width / 4);
+    const int own = 4 * (threadIdx.x % lanes);
 #pragma unroll 4
-    for (int e = threadIdx.x; e < M * quads; e += THREADS) {
-        const int i = e / quads, c = 4 * (e % quads);
-        store4(chunk.w + i * chunk.ld + c,
-               i < n ? load_scaled(problem, row, index[i], size[i], chunk.first + c) : zero4());
-    }
+    for (int i = threadIdx.x / lanes; i < M; i += THREADS / lanes)
+        for (int c = own; c < chunk.width; c += 4 * lanes)
+            store4(chunk.w + i * chunk.ld + c,
+                   i < n ? load_scaled(problem, row, index[i], size[i], chunk.first + c) : zero4());
 }
 
 // The row's dot product with the chunk's columns of `vector`, for thread i < n.
@@ -81,20 +81,22 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     Shared<int> index = shared_as<int>(size + SIZE);
     Shared<float> scratch = size + 2 * SIZE;
     Shared<float> z = scratch + kExchange * WARPS;
-    const SharedPanels s = {z + stride, SIZE};
+    Shared<float> scale = z + stride;
+    const SharedPanels s = {scale + stride, SIZE};
     Chunk chunk = {s.at + panel_floats(SIZE), chunk_width % 8 == 4 ? chunk_width : chunk_width + 4,
                    0, chunk_width};
     Shared<float> sums = s.at;  // over the panels, once u is known
     const bool resident = chunk_width == stride;
 
     const int tid = threadIdx.x, tx = tid % EDGE, ty = tid / EDGE;
-    const Row row(problem, Global<const int64>(rows_)[blockIdx.x]);
+    const Row row(problem, Global<const int64>(rows_)[blockIdx.x], scale, stride, tid, THREADS);
     const int n = int(row.count);
     for (int i = tid; i < SIZE; i += THREADS) {
         Entry entry;
         if (i < n) entry = Entry(problem, row.first + i);
         index[i] = entry.index, size[i] = entry.size, tau[i] = entry.tau;
     }
+    __syncthreads();
     for (int c = tid; c < stride; c += THREADS) z[c] = row.b0(problem, c) / row.shift;
     __syncthreads();
 
@@ -189,7 +191,7 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     const float share = good ? relative(residual, rhs) : no_number();
     if (share <= problem.residual_limit)
         for (int c = tid; c < stride; c += THREADS)
-            Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale(problem, c);
+            Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale_of(c);
     if (tid == 0) {
         Global<float>(problem.residual)[row.number] = share;
         Global<float>(problem.objective)[row.number] = loss;

@@ -11,7 +11,7 @@
 //
 // Shared memory for each warp (dual_warp_floats in launch.py): W once, the only copy of the
 // gathered rows, padded so that 16-byte reads of eight neighbouring rows meet no bank conflict;
-// the (N, N + 4) system likewise; and z. Every row of `fixed` is read from
+// the (N, N + 4) system likewise; z; and the columns' scale. Every row of `fixed` is read from
 // global memory exactly once.
 //
 // Macros: TILES (1..4), WARPS (rows for each block).
@@ -28,23 +28,27 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     if (place >= n_rows) return;  // a whole warp; there is no barrier of the block here
     const int stride = problem.stride, quads = stride / 4;
     const int ld = stride % 8 == 4 ? stride : stride + 4;  // 4 mod 8
-    Shared<float> places = shared + warp * (kExchange + N + N * ld + stride + N * LD);
+    Shared<float> places = shared + warp * (kExchange + N + N * ld + 2 * stride + N * LD);
     Shared<float> y = places + kExchange;  // right-hand side, later errors of the predictions
     Shared<float> w = y + N;
     Shared<float> z = w + N * ld;  // first b0 / shift, then the solution
     Shared<float> s = z + stride;
+    Shared<float> scale = s + N * LD;
 
-    const Row row(problem, Global<const int64>(rows_)[place]);
+    const Row row(problem, Global<const int64>(rows_)[place], scale, stride, lane, 32);
     const int n = int(row.count);
     Entry entry;
     if (lane < n) entry = Entry(problem, row.first + lane);
 
-    // Gather. Rows beyond n are zero.
-    for (int base = 0; base < N * quads; base += 32) {
-        const int e = base + lane, i = min(e / quads, N - 1), c = 4 * (e % quads);
+    __syncwarp();
+
+    // Gather, as many rows at a time as a warp's lanes can share. Rows beyond n are zero.
+    const int lanes = lanes_for(quads), rows_at_once = 32 / lanes;
+    for (int base = 0; base < N; base += rows_at_once) {
+        const int i = base + lane / lanes;
         const int index = __shfl_sync(kFullWarp, entry.index, i);
         const float size = __shfl_sync(kFullWarp, entry.size, i);
-        if (e < N * quads)
+        for (int c = 4 * (lane % lanes); c < stride; c += 4 * lanes)
             store4(w + i * ld + c, i < n ? load_scaled(problem, row, index, size, c) : zero4());
     }
     float t = entry.tau;  // right-hand side of the dual system
@@ -141,7 +145,7 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     if (!good) share = no_number();
     if (share <= problem.residual_limit)
         for (int c = lane; c < stride; c += 32)
-            Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale(problem, c);
+            Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale_of(c);
     if (lane == 0) {
         Global<float>(problem.residual)[row.number] = share;
         Global<float>(problem.objective)[row.number] = loss;

@@ -74,34 +74,36 @@ struct Row {
     int64 number;
     int64 first;  // of its entries
     int64 count;
-    float ridge;
     float shift;
+    bool scaled;
+    Shared<float> scale;  // scale_u, where columns are scaled
 
-    __device__ Row(const HalfSweep& problem, int64 number_) : number(number_) {
+    // `at` has room for `width` floats, at least as many as columns are asked for; the caller's
+    // `threads` threads fill them, and have to meet at a barrier before anybody asks.
+    __device__ Row(const HalfSweep& problem, int64 number_, Shared<float> at, int width,
+                   int thread, int threads)
+        : number(number_), scale(at) {
         Global<const int64> indptr = problem.indptr;
         first = indptr[number];
         count = indptr[number + 1] - first;
-        ridge = problem.ridge_all;
-        if (problem.ridge != nullptr) ridge = Global<const float>(problem.ridge)[number];
-        shift = problem.eigenvalues != nullptr ? 1.f : ridge;
+        shift = problem.ridge_all;
+        if (problem.ridge != nullptr) shift = Global<const float>(problem.ridge)[number];
+        scaled = problem.eigenvalues != nullptr;
+        if (!scaled) return;
+        Global<const float> eigenvalues = problem.eigenvalues;
+        for (int c = thread; c < width; c += threads)
+            scale[c] = c < problem.k ? rsqrtf(eigenvalues[c] + shift) : 1.f;
+        shift = 1.f;
     }
 
-    // scale_u of column c
-    __device__ __forceinline__ float scale(const HalfSweep& problem, int c) const {
-        if (problem.eigenvalues == nullptr || c >= problem.k) return 1.f;
-        return 1.f / sqrtf(Global<const float>(problem.eigenvalues)[c] + ridge);
-    }
-
-    // scale_u of columns c to c + 3
-    __device__ __forceinline__ float4 scale4(const HalfSweep& problem, int c) const {
-        return make_float4(scale(problem, c), scale(problem, c + 1), scale(problem, c + 2),
-                           scale(problem, c + 3));
+    __device__ __forceinline__ float scale_of(int c) const {
+        return scaled ? float(scale[c]) : 1.f;
     }
 
     // b0 of column c
     __device__ __forceinline__ float b0(const HalfSweep& problem, int c) const {
         if (problem.b0 == nullptr || c >= problem.stride) return 0.f;
-        return Global<const float>(problem.b0)[number * problem.stride + c] * scale(problem, c);
+        return Global<const float>(problem.b0)[number * problem.stride + c] * scale_of(c);
     }
 };
 
@@ -139,9 +141,13 @@ __device__ __forceinline__ float4 load_factors(const HalfSweep& problem, int ind
 // W of an entry, columns c .. c + 3
 __device__ __forceinline__ float4 load_scaled(const HalfSweep& problem, const Row& row, int index,
                                               float size, int c) {
-    float4 w = load_factors(problem, index, c) * size;
-    if (problem.eigenvalues != nullptr) w = w * row.scale4(problem, c);
-    return w;
+    const float4 w = load_factors(problem, index, c) * size;
+    return row.scaled ? w * load4(row.scale + c) : w;
+}
+
+// How many lanes share a row of `quads` 16-byte pieces: a power of two, at most a warp.
+__device__ __forceinline__ int lanes_for(int quads) {
+    return quads > 16 ? 32 : (quads > 8 ? 16 : (quads > 4 ? 8 : 4));
 }
 
 // What one entry adds to the objective, with prediction q = W z.

@@ -31,7 +31,7 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
     const Vectors<THREADS, SIZE> v(shared);
     Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
     const SharedPanels lhs = {area, SIZE};
-    const Row row(problem, Global<const int64>(rows_)[blockIdx.x]);
+    const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
     {
         Gram<EDGE, UNITS> gram;
         float rhs = 0.f;

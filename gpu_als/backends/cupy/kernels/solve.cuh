@@ -12,13 +12,24 @@
 
 template <int THREADS, int SIZE>
 struct Vectors {
-    Shared<float> z, rhs, diagonal, scratch;
+    Shared<float> z, rhs, diagonal, scale, scratch;
 
-    static constexpr int kFloats = 3 * SIZE + kExchange * (THREADS / 32);
+    static constexpr int kFloats = 4 * SIZE + kExchange * (THREADS / 32);
 
     __device__ __forceinline__ explicit Vectors(Shared<float> at)
-        : z(at), rhs(at + SIZE), diagonal(at + 2 * SIZE), scratch(at + 3 * SIZE) {}
+        : z(at),
+          rhs(at + SIZE),
+          diagonal(at + 2 * SIZE),
+          scale(at + 3 * SIZE),
+          scratch(at + 4 * SIZE) {}
 };
+
+// The row `number`; a barrier has to follow.
+template <int THREADS, int SIZE>
+__device__ __forceinline__ Row row_of(const HalfSweep& problem, int64 number,
+                                      const Vectors<THREADS, SIZE>& v) {
+    return Row(problem, number, v.scale, SIZE, threadIdx.x, THREADS);
+}
 
 // Adds shift, base and b0 to W^T sign W and W^T tau; columns from k on become the identity.
 template <int THREADS, int SIZE>
@@ -79,7 +90,7 @@ struct SystemSolver {
         float z = 0.f;
         if (c < problem.k)
             z = Global<const float>(problem.z)[row.number * problem.stride + c] /
-                row.scale(problem, c);
+                row.scale_of(c);
         if (c < SIZE) direction[c] = z;
         __syncthreads();
         float residual = c < SIZE ? v.rhs[c] - multiply_row<SIZE>(lhs, direction) : 0.f;
@@ -208,7 +219,7 @@ __device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& r
     if (share <= problem.residual_limit)
         for (int c = threadIdx.x; c < problem.stride; c += THREADS)
             Global<float>(problem.z)[row.number * problem.stride + c] =
-                c < problem.k ? v.z[c] * row.scale(problem, c) : 0.f;
+                c < problem.k ? v.z[c] * row.scale_of(c) : 0.f;
     if (threadIdx.x == 0) {
         Global<float>(problem.residual)[row.number] = share;
         Global<float>(problem.objective)[row.number] = loss + rest;

@@ -34,8 +34,9 @@ struct Segment {
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 split_gram(HalfSweep problem, const int64* rows_, const Segment* segments_, float* shares_) {
     SHARED_MEMORY(shared);
+    const Vectors<THREADS, SIZE> v(shared);
     const Segment segment = segments_[blockIdx.x];
-    const Row row(problem, Global<const int64>(rows_)[segment.row]);
+    const Row row = row_of(problem, Global<const int64>(rows_)[segment.row], v);
     const Panels<Global<float>> share = {Global<float>(shares_) + int64(blockIdx.x) * SHARE, SIZE};
     Gram<EDGE, UNITS> gram;
     float rhs = 0.f;
@@ -54,7 +55,7 @@ split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, const f
     const SharedPanels lhs = {area, SIZE};
     Global<const int64> bounds = bounds_;
     Global<const float> shares = shares_;
-    const Row row(problem, Global<const int64>(rows_)[blockIdx.x]);
+    const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
     const int64 first = bounds[blockIdx.x], last = bounds[blockIdx.x + 1];
     for (int e = threadIdx.x; e < SHARE; e += THREADS) {
         float sum = 0.f;
@@ -79,7 +80,7 @@ split_check(HalfSweep problem, const int64* rows_, const Segment* segments_,
     const Vectors<THREADS, SIZE> v(shared);
     Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
     const Segment segment = segments_[blockIdx.x];
-    const Row row(problem, Global<const int64>(rows_)[segment.row]);
+    const Row row = row_of(problem, Global<const int64>(rows_)[segment.row], v);
     Global<const float> solution = Global<const float>(solutions_) + segment.row * 2 * SIZE;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] = solution[c];
     __syncthreads();
@@ -97,7 +98,7 @@ split_finish(HalfSweep problem, const int64* rows_, const int64* bounds_, const 
     Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
     Global<const int64> bounds = bounds_;
     Global<const float> shares = shares_;
-    const Row row(problem, Global<const int64>(rows_)[blockIdx.x]);
+    const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
     const int64 first = bounds[blockIdx.x], last = bounds[blockIdx.x + 1];
     Global<const float> solution = Global<const float>(solutions_) + int64(blockIdx.x) * 2 * SIZE;
     float loss = 0.f;
