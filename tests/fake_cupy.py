@@ -48,35 +48,57 @@ def _view(address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def _potrf(dtype: type):
-    def potrf(handle, uplo, n, addresses, lda, status, count):
+def _factor(matrix: np.ndarray) -> int:
+    """Factor in place as LAPACK does, which reads columns first; return the status."""
+    try:
+        upper = scipy.linalg.cholesky(np.triu(matrix).T, lower=True).T
+    except scipy.linalg.LinAlgError:
+        return 1
+    matrix[...] = np.triu(upper) + np.tril(matrix, -1)
+    return 0
+
+
+def _solve(matrix: np.ndarray, vector: np.ndarray) -> None:
+    with contextlib.suppress(scipy.linalg.LinAlgError):  # after a failed factorisation
+        vector[...] = scipy.linalg.cho_solve((np.triu(matrix), False), vector, check_finite=False)
+
+
+def _cusolver(dtype: type) -> dict[str, object]:
+    """Return the Cholesky routines of one precision, on the memory behind the addresses."""
+
+    def potrf_batched(handle, uplo, n, addresses, lda, status, count):
         states = _view(status, (count,), np.int32)
         for number, address in enumerate(_view(addresses, (count,), np.uint64)):
-            matrix = _view(int(address), (n, lda), dtype)
-            try:  # LAPACK reads columns first: its lower triangle is the upper one here
-                upper = scipy.linalg.cholesky(np.triu(matrix).T, lower=True).T
-            except scipy.linalg.LinAlgError:
-                states[number] = 1
-            else:
-                states[number] = 0
-                matrix[...] = np.triu(upper) + np.tril(matrix, -1)
+            states[number] = _factor(_view(int(address), (n, lda), dtype))
 
-    return potrf
-
-
-def _potrs(dtype: type):
-    def potrs(handle, uplo, n, n_rhs, matrices, lda, rhs, ldb, status, count):
+    def potrs_batched(handle, uplo, n, n_rhs, matrices, lda, rhs, ldb, status, count):
         assert n_rhs == 1
         pairs = zip(
             _view(matrices, (count,), np.uint64), _view(rhs, (count,), np.uint64), strict=True
         )
         for at_matrix, at_rhs in pairs:
-            upper = np.triu(_view(int(at_matrix), (n, lda), dtype))
-            vector = _view(int(at_rhs), (n,), dtype)
-            with contextlib.suppress(scipy.linalg.LinAlgError):  # after a failed factorisation
-                vector[...] = scipy.linalg.cho_solve((upper, False), vector, check_finite=False)
+            _solve(_view(int(at_matrix), (n, lda), dtype), _view(int(at_rhs), (n,), dtype))
 
-    return potrs
+    def buffer_size(handle, uplo, n, matrix, lda):
+        return 3 * n
+
+    def potrf(handle, uplo, n, matrix, lda, work, size, status):
+        assert size == 3 * n
+        _view(work, (size,), dtype)[:] = np.nan
+        _view(status, (1,), np.int32)[0] = _factor(_view(matrix, (n, lda), dtype))
+
+    def potrs(handle, uplo, n, n_rhs, matrix, lda, rhs, ldb, status):
+        assert n_rhs == 1
+        _solve(_view(matrix, (n, lda), dtype), _view(rhs, (n,), dtype))
+
+    letter = "s" if dtype is np.float32 else "d"
+    return {
+        f"{letter}potrfBatched": potrf_batched,
+        f"{letter}potrsBatched": potrs_batched,
+        f"{letter}potrf_bufferSize": buffer_size,
+        f"{letter}potrf": potrf,
+        f"{letter}potrs": potrs,
+    }
 
 
 class RawModule:
@@ -160,12 +182,7 @@ def _modules() -> dict[str, types.ModuleType]:
     modules["cupyx.scipy"].sparse = modules["cupyx.scipy.sparse"]
     libs = modules["cupy_backends.cuda.libs"]
     libs.cublas = types.SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0)
-    libs.cusolver = types.SimpleNamespace(
-        spotrfBatched=_potrf(np.float32),
-        dpotrfBatched=_potrf(np.float64),
-        spotrsBatched=_potrs(np.float32),
-        dpotrsBatched=_potrs(np.float64),
-    )
+    libs.cusolver = types.SimpleNamespace(**_cusolver(np.float32), **_cusolver(np.float64))
     return modules
 
 

@@ -343,3 +343,24 @@ def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
 def test_info_refuses_no_factors(cupy_backend, capsys) -> None:
     assert main(["info", "--compile", "0"]) != 0
     assert "--compile" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("largest", [0, 512], ids=["one by one", "batched"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cholesky_solves_say_which_systems_fail(cupy_backend, monkeypatch, largest, dtype) -> None:
+    from gpu_als.backends.cupy import cusolver
+
+    monkeypatch.setattr(cusolver, "_LARGEST_BATCHED", largest)
+    rng = np.random.default_rng(8)
+    roots = rng.standard_normal((4, 9, 12))
+    systems = roots @ roots.swapaxes(1, 2)
+    systems[1] -= 50 * np.eye(9)  # indefinite
+    systems[2] = np.outer(np.arange(1, 10), np.arange(1, 10))  # of rank 1
+    rhs = rng.standard_normal((4, 9))
+    move = cupy_backend.from_host
+    found, failed = cupy_backend.cholesky_solve(
+        move(systems.astype(dtype)), move(rhs.astype(dtype))
+    )
+    np.testing.assert_array_equal(cupy_backend.to_host(failed), [False, True, True, False])
+    expected = np.linalg.solve(systems[[0, 3]], rhs[[0, 3], :, None])[:, :, 0]
+    agree(cupy_backend.to_host(found)[[0, 3]], expected, 1e-3 if dtype == np.float32 else 1e-9)
