@@ -34,7 +34,7 @@ def build_model(args: argparse.Namespace) -> AnyModel:
     if args.cg_steps is not None and not (args.use_cg or (args.use_cg is None and not explicit)):
         raise InputError("--cg-steps needs --use-cg")
     own = EXPLICIT_OPTIONS if explicit else IMPLICIT_OPTIONS
-    names = ("factors", "regularization", "iterations", "dtype", *own)
+    names = ("factors", "regularization", "iterations", "dtype", "precision", *own)
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     chosen |= {"num_threads": args.threads, "random_state": args.seed}
     return _explicit(args, chosen) if explicit else _implicit(args, chosen)

@@ -128,6 +128,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("float32", "float64"), default="float32",
                        help="precision of the factors (default: float32)")  # fmt: skip
     group.add_argument(
+        "--precision", choices=("float32", "tf32x3", "float16"), default=None,
+        help="how a GPU multiplies float32 factors (default: float32)",
+    )  # fmt: skip
+    group.add_argument(
         "--seed", type=int, default=1, metavar="N",
         help="seed of the initial factors and of random splits (default: 1)",
     )  # fmt: skip
