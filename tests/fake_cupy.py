@@ -171,6 +171,7 @@ def _modules() -> dict[str, types.ModuleType]:
             "sharedMemPerBlockOptin": 232448,
             "sharedMemPerMultiprocessor": 233472,
             "totalGlobalMem": 1 << 30,
+            "multiProcessorCount": 132,
         },
         getDeviceCount=lambda: 1,
         runtimeGetVersion=lambda: 13000,

@@ -20,6 +20,7 @@ from gpu_als import backends
 from gpu_als.backends import get_backend
 from gpu_als.cli import main
 from gpu_als.errors import BackendError, InputError
+from gpu_als.ranking.top_k import top_k
 
 SOURCES = sorted((Path(gpu_als.__file__).parent / "backends" / "cupy").glob("*.py"))
 
@@ -364,3 +365,35 @@ def test_cholesky_solves_say_which_systems_fail(cupy_backend, monkeypatch, large
     np.testing.assert_array_equal(cupy_backend.to_host(failed), [False, True, True, False])
     expected = np.linalg.solve(systems[[0, 3]], rhs[[0, 3], :, None])[:, :, 0]
     agree(cupy_backend.to_host(found)[[0, 3]], expected, 1e-3 if dtype == np.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("n_best", [1, 7, 90])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_ranking_is_that_of_numpy_ties_included(cupy_backend, n_best, filtered) -> None:
+    """Whole numbers: scores are exact, and many are equal."""
+    rng = np.random.default_rng(21)
+    users, items = (rng.integers(-2, 3, (n, 5)).astype(np.float32) for n in (40, 90))
+    liked = sp.csr_matrix(sp.random_array((40, 90), density=0.2, rng=rng)) if filtered else None
+    if liked is not None:  # rows in any order
+        liked.indices[liked.indptr[3] : liked.indptr[4]] = np.flip(
+            liked.indices[liked.indptr[3] : liked.indptr[4]]
+        )
+        liked.has_sorted_indices = False
+    nobody = np.array([5, 88, 0]) if filtered else None
+    found, expected = (
+        top_k(
+            backend,
+            backend.from_host(users),
+            backend.from_host(items),
+            n_best,
+            liked=liked,
+            filter_items=nobody,
+        )
+        for backend in (cupy_backend, get_backend("numpy"))
+    )
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+    used = cupy_backend.top_k(
+        cupy_backend.from_host(users), cupy_backend.from_host(items), 3, None, None
+    )
+    assert (used is not None) == (cupy_backend._fused is not None)

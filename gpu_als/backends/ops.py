@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import scipy.sparse as sp
 
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.row_problem import RowProblem
@@ -120,6 +121,20 @@ class Backend(Ops, Protocol):
 
     def load(self, problem: RowProblem) -> RowProblem:
         """Return the problem with its arrays on the device."""
+        ...
+
+    def top_k(
+        self,
+        users: Array,
+        items: Array,
+        n_best: int,
+        liked: sp.csr_matrix | None,
+        filter_items: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rank items as :func:`gpu_als.ranking.top_k.top_k` does, if the device can do it faster.
+
+        Returns None where it cannot.
+        """
         ...
 
     def from_host(self, array: np.ndarray) -> Array:

@@ -57,6 +57,10 @@ def top_k(
     scores : array of the factors' dtype, shape (n_users, n_best)
         Largest first; ties by lowest id. Filtered items come last with :func:`lowest_score`.
     """
+    with backend.session():
+        fused = backend.top_k(users, items, n_best, liked, filter_items)
+    if fused is not None:
+        return fused
     xp = backend.xp
     ids = np.empty((len(users), n_best), np.int32)
     scores = np.empty((len(users), n_best), users.dtype)

@@ -19,6 +19,7 @@ from gpu_als.backends.cupy.compile import KernelError, Kernels
 from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.memory import bytes_needed
+from gpu_als.backends.cupy.ranking import FusedTopK
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
@@ -87,12 +88,19 @@ class CupyBackend:
             properties["sharedMemPerBlockOptin"],
             properties["sharedMemPerMultiprocessor"],
         )
+        kernels = Kernels(cupy, architecture)
+        self._top_k = FusedTopK(
+            cupy,
+            self.limits,
+            properties["multiProcessorCount"],
+            lambda file, function, macros: kernels.get(file, macros, function),
+        )
         self._fused: Fused | None = None
         if fused:
             self._fused = Fused(
                 cupy,
                 self.limits,
-                Kernels(cupy, architecture),
+                kernels,
                 SideBySide(cupy),
                 self.batch_elements,
                 tensor_cores=precision == "tf32x3",
@@ -146,8 +154,7 @@ class CupyBackend:
         try:
             return self._fused.solve(problem, frame, solved, solver)
         except KernelError as error:
-            warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=2)
-            self._fused = None
+            self._give_up(error)
             return HalfSweepStats(), problem
 
     def compile_kernels(self, n_factors: int) -> int:
@@ -213,6 +220,27 @@ class CupyBackend:
         import cupyx.scipy.sparse
 
         return cupyx.scipy.sparse.csr_matrix(linear)
+
+    def top_k(
+        self,
+        users: Array,
+        items: Array,
+        n_best: int,
+        liked: sp.csr_matrix | None,
+        filter_items: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """See :class:`gpu_als.backends.ops.Backend`."""
+        if self._fused is None:
+            return None
+        try:
+            return self._top_k(users, items, n_best, liked, filter_items)
+        except KernelError as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: KernelError) -> None:
+        warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=3)
+        self._fused = None
 
     def from_host(self, array: np.ndarray) -> Array:
         """Return a NumPy array on the device."""

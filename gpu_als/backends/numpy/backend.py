@@ -149,6 +149,9 @@ class NumpyBackend:
         """Return the problem with its arrays on the device: here, as it is."""
         return problem
 
+    def top_k(self, *ranking: Any) -> None:
+        """See :class:`gpu_als.backends.ops.Backend`; tiles are what a CPU is good at."""
+
     def from_host(self, array: np.ndarray) -> np.ndarray:
         """Return a NumPy array on the device: here, as it is."""
         return array
