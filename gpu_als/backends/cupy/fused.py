@@ -266,12 +266,14 @@ class Fused:
         for wave in self._waves(launch, problem, size):
             own, bounds, segments = rows[wave.start : wave.stop], wave.bounds, wave.segments
             shares = self.xp.empty((len(segments), panel_floats(size)), np.float32)
-            solutions = self.xp.empty((len(own), 2 * size), np.float32)
+            checks = self.xp.empty((len(segments), size + 1), np.float32)
+            solutions = self.xp.empty((len(own), 2 * size + 1), np.float32)
             many, few = (len(segments),), (len(own),)
             gram(many, block, (record, own, segments, shares), shared_mem=shared)
             solve(few, block, (record, own, bounds, shares, solutions), shared_mem=shared)
-            check(many, block, (record, own, segments, solutions, shares), shared_mem=shared)
-            finish(few, block, (record, own, bounds, shares, solutions), shared_mem=shared)
+            check(many, block, (record, own, segments, solutions, checks), shared_mem=shared)
+            results = shares, solutions, checks
+            finish(few, block, (record, own, bounds, *results), shared_mem=shared)
 
     def _waves(self, launch: Launch, problem: DeviceProblem, size: int) -> list[Wave]:
         key = launch.start, launch.stop

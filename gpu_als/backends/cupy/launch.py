@@ -244,15 +244,11 @@ def _chunk(entries: int, edge: int, n_factors: int, limits: DeviceLimits) -> int
     All of them, if they fit; else as many as let two blocks share a multiprocessor; None where
     not even 32 fit.
     """
-    size, warps = round_up(entries, 32), edge * edge // 32
-    # Sums over warps of two vectors take the place of the panels.
-    most = panel_floats(size) // (2 * warps) // 4 * 4
 
     def fits(chunk: int, blocks: int) -> bool:
         used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
         return (
-            chunk <= most
-            and used <= limits.shared_per_block
+            used <= limits.shared_per_block
             and blocks * (used + 1024) <= limits.shared_per_multiprocessor
         )
 
@@ -320,7 +316,7 @@ def dual_block_floats(entries: int, edge: int, n_factors: int, chunk: int) -> in
     """Return the floats of shared memory that a block of dual_block.cu uses."""
     size, warps = round_up(entries, 32), edge * edge // 32
     vectors = 6 * size + _EXCHANGE * warps + 2 * stride_of(n_factors)
-    return vectors + panel_floats(size) + entries * _padded(chunk)
+    return vectors + panel_floats(size) + warps * chunk + entries * _padded(chunk)
 
 
 def primal_floats(size: int, solver: Solver) -> int:
@@ -332,4 +328,4 @@ def primal_floats(size: int, solver: Solver) -> int:
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
     sums = threads // lanes * size
     extra = {Cholesky: 0, ConjugateGradient: size, NonNegative: panel_floats(size)}[type(solver)]
-    return vectors + max(stages, panel_floats(size), sums) + extra
+    return vectors + max(stages, panel_floats(size)) + sums + extra

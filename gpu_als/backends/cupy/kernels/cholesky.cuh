@@ -109,6 +109,26 @@ __device__ __forceinline__ void substitute_back(float (&y)[N], Shared<float> row
     }
 }
 
+// Every lane alike: `y` becomes L^-1 y.
+template <int N>
+__device__ __forceinline__ void substitute_forward(float (&y)[N], Shared<float> rows, int ld) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+        if (j % 4 == 0) __syncwarp();  // as in substitute_back
+        Shared<float> row = rows + j * ld;
+        float sum = y[j];
+#pragma unroll
+        for (int l = 0; l < j; l += 4) {
+            const float4 v = load4(row + l);
+            sum = fmaf(-v.x, y[l], sum);
+            if (l + 1 < j) sum = fmaf(-v.y, y[l + 1], sum);
+            if (l + 2 < j) sum = fmaf(-v.z, y[l + 2], sum);
+            if (l + 3 < j) sum = fmaf(-v.w, y[l + 3], sum);
+        }
+        y[j] = __fdividef(sum, row[j]);
+    }
+}
+
 template <int N>
 __device__ __forceinline__ void load_row(float (&a)[N], Shared<float> from) {
 #pragma unroll
@@ -161,24 +181,34 @@ __device__ __forceinline__ void update_panel(SharedPanels matrix, int p) {
     }
 }
 
+// How ill-conditioned a factored matrix looks: the largest ratio of a diagonal element to its pivot,
+// or kSingular where a pivot is no more than rounding noise. Solutions in float32 are off by about
+// 1e-6 times this number; from kRefine on they are worth a step of iterative refinement.
+constexpr float kRefine = 16.f;
+constexpr float kSingular = 3e38f;
+
+__device__ __forceinline__ float pivot_spread(float diagonal, float root, int size) {
+    const float spread = __fdividef(diagonal, root * root);
+    return spread * (size * kEpsilon) < 1.f ? spread : kSingular;
+}
+
 // Factors the matrix in place and turns its right-hand side into L^-1 rhs. `diagonal` holds the
-// matrix's diagonal, for judging pivots; `scratch` has room for kExchange floats for each warp. The
-// whole block calls it, after the matrix is complete; returns, to every thread, whether the matrix
-// is positive definite beyond rounding noise. From column `active` on the matrix is the identity.
+// matrix's diagonal; `scratch` has room for kExchange floats for each warp. The whole block calls
+// it, after the matrix is complete; returns, to every thread, the spread of the pivots. From column
+// `active` on the matrix is the identity.
 template <int THREADS>
-__device__ bool factor(SharedPanels matrix, int active, Shared<float> diagonal,
-                       Shared<float> scratch) {
+__device__ float factor(SharedPanels matrix, int active, Shared<float> diagonal,
+                        Shared<float> scratch) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const float noise = matrix.size * kEpsilon;
-    bool good = true;
+    float spread = 0.f;
 #pragma unroll 1  // one copy of the code: it is long
     for (int p = 0; p < matrix.size / kPanel; ++p) {
         if (p > 0) {
             update_panel<THREADS>(matrix, p);
             __syncthreads();
         }
-        const int own = kPanel * p + lane;                // row of the diagonal block
-        const int below = own + kPanel * (warp + 1);      // row this lane eliminates
+        const int own = kPanel * p + lane;            // row of the diagonal block
+        const int below = own + kPanel * (warp + 1);  // row this lane eliminates
         // There are enough warps for all rows below: launch.py keeps size <= THREADS.
         const bool busy = kPanel * (p + 1 + warp) <= matrix.size;
         float a[kPanel], x[kPanel] = {};
@@ -193,36 +223,66 @@ __device__ bool factor(SharedPanels matrix, int active, Shared<float> diagonal,
             if (below <= matrix.size) store_row(matrix.row(p, below), x);
         }
         __syncthreads();
-        const float pivot = matrix.row(p, own)[lane];
-        good &= pivot * pivot > noise * diagonal[own];
+        const float root = matrix.row(p, own)[lane];
+        spread = fmaxf(spread, pivot_spread(diagonal[own], root, matrix.size));
     }
-    return __syncthreads_and(good);
+    return block_max<THREADS>(spread, scratch);
 }
 
-// Solves L^T x = y with y the right-hand side that `factor` left; writes x, shape (size,).
-// `scratch` has room for 32 floats for each warp.
+// Reads the right-hand side that `factor` left into y, shape (size,).
+__device__ __forceinline__ void take_right_hand_side(SharedPanels matrix, Shared<float> y) {
+    if (threadIdx.x < matrix.size) y[threadIdx.x] = *matrix.element(matrix.size, threadIdx.x);
+    __syncthreads();
+}
+
+// y becomes L^-1 y, shape (size,).
 template <int THREADS>
-__device__ void solve_back(SharedPanels matrix, Shared<float> x, Shared<float> scratch) {
+__device__ void solve_forward(SharedPanels matrix, Shared<float> y) {
+#pragma unroll 1
+    for (int p = 0; p < matrix.size / kPanel; ++p) {
+        const int first = kPanel * p;
+        if (threadIdx.x < 32) {
+            float own[kPanel];
+            load_row(own, y + first);
+            substitute_forward(own, matrix.row(p, first), kPanelStride);
+            __syncwarp();
+            store_row(y + first, own);
+        }
+        __syncthreads();
+        const int r = first + kPanel + threadIdx.x;
+        if (r < matrix.size) {
+            Shared<float> row = matrix.row(p, r);
+            float sum = 0.f;
+            for (int c = 0; c < kPanel; c += 4) sum = add_dot(sum, load4(row + c), load4(y + first + c));
+            y[r] -= sum;
+        }
+        __syncthreads();
+    }
+}
+
+// y becomes L^-T y, shape (size,). `scratch` has room for 32 floats for each warp.
+template <int THREADS>
+__device__ void solve_back(SharedPanels matrix, Shared<float> y, Shared<float> scratch) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
     for (int p = matrix.size / kPanel - 1; p >= 0; --p) {
         const int first = kPanel * p;
         float sum = 0.f;
         for (int r = first + kPanel + warp; r < matrix.size; r += THREADS / 32)
-            sum = fmaf(matrix.row(p, r)[lane], x[r], sum);
+            sum = fmaf(matrix.row(p, r)[lane], y[r], sum);
         scratch[32 * warp + lane] = sum;
         __syncthreads();
         if (warp == 0) {
-            float own = matrix.row(p, matrix.size)[lane];
+            float known = 0.f;
 #pragma unroll
-            for (int w = 0; w < THREADS / 32; ++w) own -= scratch[32 * w + lane];
-            x[first + lane] = own;
+            for (int w = 0; w < THREADS / 32; ++w) known += scratch[32 * w + lane];
+            y[first + lane] -= known;
             __syncwarp();
-            float y[kPanel];
-            load_row(y, x + first);
-            substitute_back(y, matrix.row(p, first), kPanelStride);
+            float own[kPanel];
+            load_row(own, y + first);
+            substitute_back(own, matrix.row(p, first), kPanelStride);
             __syncwarp();
-            store_row(x + first, y);
+            store_row(y + first, own);
         }
         __syncthreads();
     }

@@ -2,17 +2,19 @@
 //
 //     S = shift I + W W^T,    S u = tau - W b0 / shift,    z = b0 / shift + W^T u
 //
+// Where S is ill-conditioned, one step of iterative refinement follows: S du = tau - shift u - W z.
+//
 // W passes through shared memory in chunks of `chunk` columns. Where all columns fit (chunk =
 // stride) it stays there and every row of `fixed` is read from global memory exactly once;
-// otherwise three times: for S, for z, for the check.
+// otherwise three times, for S, for z and for the check, and a fourth for refinement.
 //
 // Thread mapping. Threads form an EDGE x EDGE grid; in the Gram thread (ty, tx) keeps S[ty + EDGE a][tx +
 // EDGE b] for a >= b in registers and reads W 16 bytes at a time along its rows. Products W^T v:
 // warps over rows, lanes over columns, added over warps in order. Products W z: thread i has row
 // i. Factorisation: see cholesky.cuh.
 //
-// Shared memory (dual_block_floats in launch.py): the entries, the panels of S, which later serve
-// as scratch, z, the columns' scale, and the chunk of W with rows padded to 4 mod 8 floats, so that 16-byte reads of
+// Shared memory (dual_block_floats in launch.py): the entries, the panels of S, z, the columns'
+// scale, sums over warps, and the chunk of W with rows padded to 4 mod 8 floats, so that 16-byte reads of
 // eight neighbouring rows meet no bank conflict.
 //
 // Macros: EDGE (8 or 16), TILES (TILES <= EDGE).
@@ -83,9 +85,9 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     Shared<float> z = scratch + kExchange * WARPS;
     Shared<float> scale = z + stride;
     const SharedPanels s = {scale + stride, SIZE};
-    Chunk chunk = {s.at + panel_floats(SIZE), chunk_width % 8 == 4 ? chunk_width : chunk_width + 4,
+    Shared<float> sums = s.at + panel_floats(SIZE);
+    Chunk chunk = {sums + WARPS * chunk_width, chunk_width % 8 == 4 ? chunk_width : chunk_width + 4,
                    0, chunk_width};
-    Shared<float> sums = s.at;  // over the panels, once u is known
     const bool resident = chunk_width == stride;
 
     const int tid = threadIdx.x, tx = tid % EDGE, ty = tid / EDGE;
@@ -140,23 +142,38 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     if (tid < SIZE) *s.element(SIZE, tid) = t;
     __syncthreads();
 
-    const bool good = factor<THREADS>(s, n, diagonal, scratch) && row.shift > 0.f;
+    const float spread = factor<THREADS>(s, n, diagonal, scratch);
+    take_right_hand_side(s, u);
     solve_back<THREADS>(s, u, scratch);
 
     // z = b0 / shift + W^T u, and the predictions q = W z.
     float q = 0.f;
-    for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
-        chunk.width = min(chunk_width, stride - chunk.first);
-        if (!resident) {
-            load_chunk(problem, row, index, size, chunk);
+    auto add_combination = [&](Shared<float> weights) {
+        q = 0.f;
+        for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
+            chunk.width = min(chunk_width, stride - chunk.first);
+            if (!resident) {
+                load_chunk(problem, row, index, size, chunk);
+                __syncthreads();
+            }
+            combine(chunk, n, weights, sums);
+            __syncthreads();
+            for (int c = tid; c < chunk.width; c += THREADS)
+                z[chunk.first + c] += over_warps(chunk, c, sums);
+            __syncthreads();
+            if (tid < n) q = dot_row(chunk, z, q);
             __syncthreads();
         }
-        combine(chunk, n, u, sums);
+    };
+    // Once, or twice where refinement pays.
+#pragma unroll 1
+    for (Shared<float> weights = u;; weights = error) {
+        add_combination(weights);
+        if (weights == error || !(spread > kRefine) || spread == kSingular) break;
+        if (tid < SIZE) error[tid] = tid < n ? tau[tid] - row.shift * u[tid] - q : 0.f;
         __syncthreads();
-        for (int c = tid; c < chunk.width; c += THREADS) z[chunk.first + c] += over_warps(chunk, c, sums);
-        __syncthreads();
-        if (tid < n) q = dot_row(chunk, z, q);
-        __syncthreads();
+        solve_forward<THREADS>(s, error);
+        solve_back<THREADS>(s, error, scratch);
     }
 
     // Check: residual = shift z + W^T (q - tau) - b0 against rhs = W^T tau + b0.
@@ -173,21 +190,26 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
             __syncthreads();
         }
         combine(chunk, n, error, sums);
-        combine(chunk, n, tau, sums + WARPS * chunk.width);
         __syncthreads();
         for (int c = tid; c < chunk.width; c += THREADS) {
             const float own = z[chunk.first + c], b0 = row.b0(problem, chunk.first + c);
             const float misfit = row.shift * own - b0 + over_warps(chunk, c, sums);
-            const float target = b0 + over_warps(chunk, c, sums + WARPS * chunk.width);
             residual = fmaf(misfit, misfit, residual);
-            rhs = fmaf(target, target, rhs);
             loss += own * (row.shift * own - 2.f * b0);
+        }
+        __syncthreads();
+        combine(chunk, n, tau, sums);
+        __syncthreads();
+        for (int c = tid; c < chunk.width; c += THREADS) {
+            const float target = row.b0(problem, chunk.first + c) + over_warps(chunk, c, sums);
+            rhs = fmaf(target, target, rhs);
         }
         __syncthreads();
     }
     residual = block_sum<THREADS>(residual, scratch);
     rhs = block_sum<THREADS>(rhs, scratch);
     loss = block_sum<THREADS>(loss, scratch);
+    const bool good = spread < kSingular && row.shift > 0.f;
     const float share = good ? relative(residual, rhs) : no_number();
     if (share <= problem.residual_limit)
         for (int c = tid; c < stride; c += THREADS)

@@ -2,7 +2,8 @@
 //
 //     S = shift I + W W^T,    S u = tau - W b0 / shift,    z = b0 / shift + W^T u
 //
-// (Push-through form; docs/mathematics.md, "The dual form".)
+// (Push-through form; docs/mathematics.md, "The dual form".) Where S is ill-conditioned, one step of
+// iterative refinement follows: S du = tau - shift u - W z.
 //
 // Thread mapping. Gathering: consecutive lanes take consecutive 16-byte pieces of W. Gram: with
 // i = lane % 8 and j = lane / 8 a lane computes S[i + 8a][j + 8b] and S[i + 8a][j + 4 + 8b] for
@@ -102,26 +103,41 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     __syncwarp();
     store_row(s + own * LD, a);
     __syncwarp();
-    const float pivot = s[own * LD + own];
-    bool good = pivot * pivot > N * kEpsilon * diagonal;
-    good = __all_sync(kFullWarp, good) && row.shift > 0.f;
+    const float spread = group_max(pivot_spread(diagonal, s[own * LD + own], N));
     substitute_back(u, s, LD);
     store_row(y, u);
     __syncwarp();
 
-    // z = b0 / shift + W^T u.
-    for (int c = 4 * lane; c < stride; c += 128) {
-        float4 sum = problem.b0 != nullptr ? load4(z + c) : zero4();
+    // z = b0 / shift + W^T u, and the predictions q = W z, lane i that of entry i. Once, or twice
+    // where refinement pays.
+    float q = 0.f;
+#pragma unroll 1
+    for (int turn = 0;; ++turn) {
+        for (int c = 4 * lane; c < stride; c += 128) {
+            float4 sum = turn > 0 || problem.b0 != nullptr ? load4(z + c) : zero4();
 #pragma unroll 4
-        for (int i = 0; i < n; ++i) sum = add_scaled(sum, y[i], load4(w + i * ld + c));
-        store4(z + c, sum);
+            for (int i = 0; i < n; ++i) sum = add_scaled(sum, y[i], load4(w + i * ld + c));
+            store4(z + c, sum);
+        }
+        __syncwarp();
+        q = 0.f;
+        if (lane < n)
+            for (int c = 0; c < stride; c += 4)
+                q = add_dot(q, load4(w + lane * ld + c), load4(z + c));
+        if (turn > 0 || !(spread > kRefine) || spread == kSingular) break;
+        const float left = lane < n ? entry.tau - row.shift * y[own] - q : 0.f;
+        __syncwarp();
+        if (lane < N) y[lane] = left;
+        __syncwarp();
+        load_row(u, y);
+        substitute_forward(u, s, LD);
+        substitute_back(u, s, LD);
+        __syncwarp();
+        store_row(y, u);
+        __syncwarp();
     }
-    __syncwarp();
 
     // Check: residual = shift z + W^T (q - tau) - b0 against rhs = W^T tau + b0.
-    float q = 0.f;
-    if (lane < n)
-        for (int c = 0; c < stride; c += 4) q = add_dot(q, load4(w + lane * ld + c), load4(z + c));
     const float error = q - entry.tau;
     float loss = lane < n ? entry_loss(problem, q, 1.f, entry.tau) : 0.f;
     if (lane < N) y[lane] = error;
@@ -142,7 +158,7 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     }
     float share = relative(group_sum(residual), group_sum(rhs));
     loss = group_sum(loss);
-    if (!good) share = no_number();
+    if (!(spread < kSingular && row.shift > 0.f)) share = no_number();
     if (share <= problem.residual_limit)
         for (int c = lane; c < stride; c += 32)
             Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale_of(c);

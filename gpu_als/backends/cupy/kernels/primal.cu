@@ -6,8 +6,8 @@
 // registers (gram.cuh). It is stored to shared memory once, solved there (solve.cuh) and never
 // reaches global memory. A second pass over the entries checks the solution (check.cuh).
 //
-// Shared memory (primal_floats in launch.py): vectors, then one area that serves the stages, the
-// panels of the system and the check's sums in turn, then what the solver needs besides.
+// Shared memory (primal_floats in launch.py): vectors, then one area that serves the stages and the
+// panels of the system in turn, the check's sums, and what the solver needs besides.
 //
 // Macros: EDGE (8 or 16), UNITS (2 EDGE UNITS is k rounded up to a multiple of 32), BLOCKS (for
 // each multiprocessor), SOLVER; SIGNED for rows with negative weights, TENSOR_CORES for 3xTF32.
@@ -23,7 +23,7 @@ using Check = Checker<THREADS, SIZE>;
 __host__ __device__ constexpr int larger(int a, int b) {
     return a > b ? a : b;
 }
-constexpr int AREA = larger(larger(accumulate_floats<Shape>(), panel_floats(SIZE)), Check::kFloats);
+constexpr int AREA = larger(accumulate_floats<Shape>(), panel_floats(SIZE));
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
@@ -41,7 +41,9 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
     }
     __syncthreads();
     finish_system(problem, row, lhs, v);
-    const bool good = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + AREA);
-    const float loss = Check::run(problem, row, row.first, row.count, v.z, area, v.scratch);
-    write_row(problem, row, good, loss, area, v);
+    Shared<float> sums = area + AREA;
+    const float spread =
+        SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, sums + Check::kFloats);
+    const float loss = Check::run(problem, row, row.first, row.count, v.z, sums, v.scratch);
+    write_row(problem, row, spread, loss, sums, lhs, v);
 }

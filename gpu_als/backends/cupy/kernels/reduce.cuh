@@ -1,4 +1,4 @@
-// Sums over a warp and over a block, in a fixed order.
+// Sums and maxima over a warp and over a block, in a fixed order.
 #pragma once
 #include "memory.cuh"
 
@@ -24,4 +24,24 @@ __device__ __forceinline__ float block_sum(float value, Shared<float> scratch) {
 #pragma unroll
     for (int warp = 0; warp < THREADS / 32; ++warp) total += scratch[warp];
     return total;
+}
+
+template <int WIDTH = 32>
+__device__ __forceinline__ float group_max(float value) {
+#pragma unroll
+    for (int distance = WIDTH / 2; distance > 0; distance /= 2)
+        value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, distance));
+    return value;
+}
+
+// As block_sum.
+template <int THREADS>
+__device__ __forceinline__ float block_max(float value, Shared<float> scratch) {
+    value = group_max(value);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    __syncthreads();
+#pragma unroll
+    for (int warp = 0; warp < THREADS / 32; ++warp) value = fmaxf(value, scratch[warp]);
+    return value;
 }

@@ -2,7 +2,7 @@
 //
 // The system is complete except for what all rows share: `finish_system` adds shift, base and b0.
 // Then SOLVER picks what happens to it: CHOLESKY, CONJUGATE_GRADIENT or NON_NEGATIVE. Each leaves
-// z in shared memory; `Vectors` is the shared memory besides the panels.
+// z in shared memory and returns the spread of the pivots (cholesky.cuh), kSingular where it failed; `Vectors` is the shared memory besides the panels.
 #pragma once
 #include "cholesky.cuh"
 
@@ -69,11 +69,12 @@ template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = 0;
 
-    static __device__ bool solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
-                                 const Vectors<THREADS, SIZE>& v, Shared<float>) {
-        const bool good = factor<THREADS>(lhs, problem.k, v.diagonal, v.scratch);
+    static __device__ float solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
+                                  const Vectors<THREADS, SIZE>& v, Shared<float>) {
+        const float spread = factor<THREADS>(lhs, problem.k, v.diagonal, v.scratch);
+        take_right_hand_side(lhs, v.z);
         solve_back<THREADS>(lhs, v.z, v.scratch);
-        return good;
+        return spread;
     }
 };
 
@@ -84,7 +85,7 @@ template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = SIZE;
 
-    static __device__ bool solve(const HalfSweep& problem, const Row& row, SharedPanels lhs,
+    static __device__ float solve(const HalfSweep& problem, const Row& row, SharedPanels lhs,
                                  const Vectors<THREADS, SIZE>& v, Shared<float> direction) {
         const int c = threadIdx.x;
         float z = 0.f;
@@ -116,7 +117,7 @@ struct SystemSolver {
             if (c < SIZE) direction[c] = next;
         }
         if (c < SIZE) v.z[c] = z;
-        return __syncthreads_and(z - z == 0.f);  // finite
+        return __syncthreads_and(z - z == 0.f) ? 1.f : kSingular;  // finite
     }
 };
 
@@ -127,7 +128,7 @@ template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = panel_floats(SIZE);
 
-    static __device__ bool solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
+    static __device__ float solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
                                  const Vectors<THREADS, SIZE>& v, Shared<float> at) {
         const SharedPanels trial = {at, SIZE};
         const int c = threadIdx.x, warp = threadIdx.x / 32;
@@ -147,63 +148,57 @@ struct SystemSolver {
                 }
             if (c < SIZE) v.diagonal[c] = passive ? *lhs.element(c, c) : 1.f;
             __syncthreads();
-            if (!factor<THREADS>(trial, problem.k, v.diagonal, v.scratch)) return false;
+            if (factor<THREADS>(trial, problem.k, v.diagonal, v.scratch) == kSingular)
+                return kSingular;
+            take_right_hand_side(trial, v.z);
             solve_back<THREADS>(trial, v.z, v.scratch);
             if (c < SIZE && !passive) v.z[c] = 0.f;
             __syncthreads();
             // Signs below the rounding error of the products are not violations.
             const float x = c < SIZE ? v.z[c] : 0.f, target = c < SIZE ? v.rhs[c] : 0.f;
             const float y = multiply_row<SIZE>(lhs, v.z) - target;
-            const float x_noise = eps * block_max(fabsf(x), v.scratch);
-            const float y_noise = eps * block_max(fabsf(target), v.scratch);
+            const float x_noise = eps * block_max<THREADS>(fabsf(x), v.scratch);
+            const float y_noise = eps * block_max<THREADS>(fabsf(target), v.scratch);
             const bool violates = bound && (passive ? x < -x_noise : y < -y_noise);
             const int count = __syncthreads_count(violates);
             if (count == 0) {
                 if (bound) v.z[c] = fmaxf(x, 0.f);
                 __syncthreads();
-                return true;
+                return 1.f;
             }
             patience = count < fewest ? 3 : patience - 1;
             fewest = min(count, fewest);
             // The last violating column, when all at once did not help (Murty's rule).
-            const float last = block_max(violates ? float(c) : -1.f, v.scratch);
+            const float last = block_max<THREADS>(violates ? float(c) : -1.f, v.scratch);
             if (violates && (patience >= 0 || float(c) == last)) passive = !passive;
             __syncthreads();
         }
-        return false;
-    }
-
-    static __device__ __forceinline__ float block_max(float value, Shared<float> scratch) {
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2)
-            value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, distance));
-        __syncthreads();
-        if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-        __syncthreads();
-        for (int warp = 0; warp < THREADS / 32; ++warp) value = fmaxf(value, scratch[warp]);
-        return value;
+        return kSingular;
     }
 };
 
 #endif
 
-// Judges z, given W^T (sign W z - tau) in `sums` and the entries' loss, and writes it.
+// Judges z, given W^T (sign W z - tau) in `sums` and the entries' loss, improves it by a step of
+// iterative refinement where the factor in `lhs` is ill-conditioned, and writes it. The loss stays
+// that of the first z: at a minimum the difference is of second order.
 template <int THREADS, int SIZE>
-__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, bool good,
-                                          float loss, Shared<float> sums,
+__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, float spread,
+                                          float loss, Shared<float> sums, SharedPanels lhs,
                                           const Vectors<THREADS, SIZE>& v) {
     float residual = 0.f, rhs = 0.f, rest = 0.f;
-    for (int c = threadIdx.x; c < problem.k; c += THREADS) {
+    for (int c = threadIdx.x; c < SIZE; c += THREADS) {
         const float z = v.z[c], b0 = row.b0(problem, c);
         float own = row.shift * z;
-        if (problem.base != nullptr)
+        if (problem.base != nullptr && c < problem.k)
             for (int l = 0; l < problem.k; ++l)
                 own = fmaf(Global<const float>(problem.base)[int64(l) * problem.k + c], v.z[l], own);
-        float misfit = sums[c] + own - b0;
+        float misfit = c < problem.k ? sums[c] + own - b0 : 0.f;
 #if SOLVER == NON_NEGATIVE
         // At the bound a positive gradient is no error.
         if (c < problem.k - problem.free_columns && z <= 0.f) misfit = fminf(misfit, 0.f);
 #endif
+        sums[c] = misfit;
         residual = fmaf(misfit, misfit, residual);
         rhs = fmaf(v.rhs[c], v.rhs[c], rhs);
         rest += z * (own - 2.f * b0);
@@ -215,8 +210,17 @@ __device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& r
 #if SOLVER == CONJUGATE_GRADIENT
     if (share == share) share = 0.f;  // its residual is no sign of failure
 #endif
-    if (!good) share = no_number();
-    if (share <= problem.residual_limit)
+    if (spread == kSingular) share = no_number();
+    const bool good = share <= problem.residual_limit;
+#if SOLVER == CHOLESKY
+    if (good && spread > kRefine) {
+        solve_forward<THREADS>(lhs, sums);
+        solve_back<THREADS>(lhs, sums, v.scratch);
+        for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] -= sums[c];
+        __syncthreads();
+    }
+#endif
+    if (good)
         for (int c = threadIdx.x; c < problem.stride; c += THREADS)
             Global<float>(problem.z)[row.number * problem.stride + c] =
                 c < problem.k ? v.z[c] * row.scale_of(c) : 0.f;

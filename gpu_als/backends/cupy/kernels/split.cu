@@ -6,8 +6,10 @@
 // predictions; split_finish adds those and judges the row. No atomics: results repeat to the bit.
 //
 // `segments` lists, for each segment, the place of its row in `rows`, its first entry and how many;
-// the segments of row i are bounds[i] to bounds[i + 1]. Shares lie in `shares`, SHARE floats for
-// each segment: the panels as they are in shared memory, later the check's sums and the loss.
+// the segments of row i are bounds[i] to bounds[i + 1]. Each segment's share in `shares` is SHARE
+// floats, the panels as they are in shared memory; that of a row's first segment then takes the
+// factored panels. `checks` holds CHECK floats for each segment, the check's sums and the loss;
+// `solutions` 2 SIZE + 1 for each row: z, rhs and the spread of the pivots.
 //
 // Macros and shared memory: as in primal.cu.
 #include "check.cuh"
@@ -18,12 +20,14 @@ using Shape = GramShape<EDGE, UNITS>;
 constexpr int THREADS = Shape::kThreads;
 constexpr int SIZE = Shape::kSize;
 constexpr int SHARE = panel_floats(SIZE);
+constexpr int CHECK = SIZE + 1;
+constexpr int SOLUTION = 2 * SIZE + 1;
 using Check = Checker<THREADS, SIZE>;
 
 __host__ __device__ constexpr int larger(int a, int b) {
     return a > b ? a : b;
 }
-constexpr int AREA = larger(larger(accumulate_floats<Shape>(), SHARE), Check::kFloats);
+constexpr int AREA = larger(accumulate_floats<Shape>(), SHARE);
 
 struct Segment {
     int64 row;  // place in `rows`
@@ -47,14 +51,14 @@ split_gram(HalfSweep problem, const int64* rows_, const Segment* segments_, floa
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, const float* shares_,
+split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, float* shares_,
             float* solutions_) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
     Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
     const SharedPanels lhs = {area, SIZE};
     Global<const int64> bounds = bounds_;
-    Global<const float> shares = shares_;
+    Global<float> shares = shares_;
     const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
     const int64 first = bounds[blockIdx.x], last = bounds[blockIdx.x + 1];
     for (int e = threadIdx.x; e < SHARE; e += THREADS) {
@@ -64,52 +68,58 @@ split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, const f
     }
     __syncthreads();
     finish_system(problem, row, lhs, v);
-    const bool good = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + AREA);
-    // For split_finish: z and rhs, NaN where there is no solution.
-    Global<float> solution = Global<float>(solutions_) + int64(blockIdx.x) * 2 * SIZE;
+    const float spread = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v,
+                                                            area + AREA + Check::kFloats);
+    for (int e = threadIdx.x; e < SHARE; e += THREADS) shares[first * SHARE + e] = area[e];
+    Global<float> solution = Global<float>(solutions_) + int64(blockIdx.x) * SOLUTION;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
-        solution[c] = good ? v.z[c] : no_number();
+        solution[c] = v.z[c];
         solution[SIZE + c] = v.rhs[c];
     }
+    if (threadIdx.x == 0) solution[2 * SIZE] = spread;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 split_check(HalfSweep problem, const int64* rows_, const Segment* segments_,
-            const float* solutions_, float* shares_) {
+            const float* solutions_, float* checks_) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
-    Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
+    Shared<float> sums = shared + Vectors<THREADS, SIZE>::kFloats;
     const Segment segment = segments_[blockIdx.x];
     const Row row = row_of(problem, Global<const int64>(rows_)[segment.row], v);
-    Global<const float> solution = Global<const float>(solutions_) + segment.row * 2 * SIZE;
+    Global<const float> solution = Global<const float>(solutions_) + segment.row * SOLUTION;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] = solution[c];
     __syncthreads();
-    const float loss = Check::run(problem, row, segment.first, segment.count, v.z, area, v.scratch);
-    Global<float> share = Global<float>(shares_) + int64(blockIdx.x) * SHARE;
-    for (int c = threadIdx.x; c < SIZE; c += THREADS) share[c] = area[c];
-    if (threadIdx.x == 0) share[SIZE] = loss;
+    const float loss = Check::run(problem, row, segment.first, segment.count, v.z, sums, v.scratch);
+    Global<float> check = Global<float>(checks_) + int64(blockIdx.x) * CHECK;
+    for (int c = threadIdx.x; c < SIZE; c += THREADS) check[c] = sums[c];
+    if (threadIdx.x == 0) check[SIZE] = loss;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 split_finish(HalfSweep problem, const int64* rows_, const int64* bounds_, const float* shares_,
-             const float* solutions_) {
+             const float* solutions_, const float* checks_) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
     Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
+    Shared<float> sums = area + AREA;
     Global<const int64> bounds = bounds_;
-    Global<const float> shares = shares_;
+    Global<const float> shares = shares_, checks = checks_;
     const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
     const int64 first = bounds[blockIdx.x], last = bounds[blockIdx.x + 1];
-    Global<const float> solution = Global<const float>(solutions_) + int64(blockIdx.x) * 2 * SIZE;
+    Global<const float> solution = Global<const float>(solutions_) + int64(blockIdx.x) * SOLUTION;
+    const float spread = solution[2 * SIZE];
     float loss = 0.f;
-    for (int64 s = first; s < last; ++s) loss += shares[s * SHARE + SIZE];
+    for (int64 s = first; s < last; ++s) loss += checks[s * CHECK + SIZE];
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
         float sum = 0.f;
-        for (int64 s = first; s < last; ++s) sum += shares[s * SHARE + c];
-        area[c] = sum;
+        for (int64 s = first; s < last; ++s) sum += checks[s * CHECK + c];
+        sums[c] = sum;
         v.z[c] = solution[c];
         v.rhs[c] = solution[SIZE + c];
     }
+    if (spread > kRefine)  // the factored matrix, for refinement
+        for (int e = threadIdx.x; e < SHARE; e += THREADS) area[e] = shares[first * SHARE + e];
     __syncthreads();
-    write_row(problem, row, true, loss, area, v);
+    write_row(problem, row, spread, loss, sums, {area, SIZE}, v);
 }
