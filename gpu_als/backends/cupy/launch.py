@@ -228,7 +228,7 @@ def _dual(entries: int, n_factors: int, limits: DeviceLimits) -> Launch | None:
     chunk = _chunk(entries, edge, n_factors, limits)
     if chunk is None:
         return None
-    blocks = 8 if edge == 8 else (2 if entries <= 128 else 1)
+    blocks = 6 if edge == 8 else (2 if entries <= 128 else 1)
     return Launch(
         kernel="dual_block",
         macros=(("EDGE", edge), ("TILES", entries // edge), ("BLOCKS", blocks)),

@@ -95,7 +95,7 @@ __device__ __forceinline__ void substitute_back(float (&y)[N], Shared<float> row
 #pragma unroll
     for (int j = N - 1; j >= 0; --j) {
         // Keeps the compiler from loading all of L at once, more than it has registers for.
-        if (j % 4 == 3) __syncwarp();
+        if (j % 2 == 1) __syncwarp();
         Shared<float> row = rows + j * ld;
         y[j] = __fdividef(y[j], row[j]);
 #pragma unroll
@@ -200,7 +200,6 @@ template <int THREADS>
 __device__ float factor(SharedPanels matrix, int active, Shared<float> diagonal,
                         Shared<float> scratch) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float spread = 0.f;
 #pragma unroll 1  // one copy of the code: it is long
     for (int p = 0; p < matrix.size / kPanel; ++p) {
         if (p > 0) {
@@ -223,9 +222,10 @@ __device__ float factor(SharedPanels matrix, int active, Shared<float> diagonal,
             if (below <= matrix.size) store_row(matrix.row(p, below), x);
         }
         __syncthreads();
-        const float root = matrix.row(p, own)[lane];
-        spread = fmaxf(spread, pivot_spread(diagonal[own], root, matrix.size));
     }
+    const int r = threadIdx.x;
+    const float spread =
+        r < matrix.size ? pivot_spread(diagonal[r], *matrix.element(r, r), matrix.size) : 0.f;
     return block_max<THREADS>(spread, scratch);
 }
 

@@ -91,8 +91,9 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     const bool resident = chunk_width == stride;
 
     const int tid = threadIdx.x, tx = tid % EDGE, ty = tid / EDGE;
-    const Row row(problem, Global<const int64>(rows_)[blockIdx.x], scale, stride, tid, THREADS);
-    const int n = int(row.count);
+    Row row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
+    row.fill_scale(problem, stride, tid, THREADS);
+    int n = int(row.count);
     for (int i = tid; i < SIZE; i += THREADS) {
         Entry entry;
         if (i < n) entry = Entry(problem, row.first + i);
@@ -145,6 +146,10 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     const float spread = factor<THREADS>(s, n, diagonal, scratch);
     take_right_hand_side(s, u);
     solve_back<THREADS>(s, u, scratch);
+
+    // Loaded again: while the matrix is factored there is no register to spare for them.
+    row = Row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
+    n = int(row.count);
 
     // z = b0 / shift + W^T u, and the predictions q = W z.
     float q = 0.f;

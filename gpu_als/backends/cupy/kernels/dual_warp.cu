@@ -36,7 +36,8 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     Shared<float> s = z + stride;
     Shared<float> scale = s + N * LD;
 
-    const Row row(problem, Global<const int64>(rows_)[place], scale, stride, lane, 32);
+    Row row(problem, Global<const int64>(rows_)[place], scale);
+    row.fill_scale(problem, stride, lane, 32);
     const int n = int(row.count);
     Entry entry;
     if (lane < n) entry = Entry(problem, row.first + lane);

@@ -78,22 +78,29 @@ struct Row {
     bool scaled;
     Shared<float> scale;  // scale_u, where columns are scaled
 
-    // `at` has room for `width` floats, at least as many as columns are asked for; the caller's
-    // `threads` threads fill them, and have to meet at a barrier before anybody asks.
-    __device__ Row(const HalfSweep& problem, int64 number_, Shared<float> at, int width,
-                   int thread, int threads)
-        : number(number_), scale(at) {
+    __device__ __forceinline__ Row(const HalfSweep& problem, int64 number_, Shared<float> scale_)
+        : number(number_), scale(scale_) {
         Global<const int64> indptr = problem.indptr;
         first = indptr[number];
         count = indptr[number + 1] - first;
-        shift = problem.ridge_all;
-        if (problem.ridge != nullptr) shift = Global<const float>(problem.ridge)[number];
         scaled = problem.eigenvalues != nullptr;
+        shift = scaled ? 1.f : ridge(problem);
+    }
+
+    __device__ __forceinline__ float ridge(const HalfSweep& problem) const {
+        return problem.ridge == nullptr ? problem.ridge_all
+                                        : float(Global<const float>(problem.ridge)[number]);
+    }
+
+    // Works out scale_u of `width` columns, by the caller's `threads` threads, which then have to
+    // meet at a barrier.
+    __device__ __forceinline__ void fill_scale(const HalfSweep& problem, int width, int thread,
+                                               int threads) {
         if (!scaled) return;
         Global<const float> eigenvalues = problem.eigenvalues;
+        const float own = ridge(problem);
         for (int c = thread; c < width; c += threads)
-            scale[c] = c < problem.k ? rsqrtf(eigenvalues[c] + shift) : 1.f;
-        shift = 1.f;
+            scale[c] = c < problem.k ? rsqrtf(eigenvalues[c] + own) : 1.f;
     }
 
     __device__ __forceinline__ float scale_of(int c) const {

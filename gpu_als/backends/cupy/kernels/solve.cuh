@@ -28,7 +28,9 @@ struct Vectors {
 template <int THREADS, int SIZE>
 __device__ __forceinline__ Row row_of(const HalfSweep& problem, int64 number,
                                       const Vectors<THREADS, SIZE>& v) {
-    return Row(problem, number, v.scale, SIZE, threadIdx.x, THREADS);
+    Row row(problem, number, v.scale);
+    row.fill_scale(problem, SIZE, threadIdx.x, THREADS);
+    return row;
 }
 
 // Adds shift, base and b0 to W^T sign W and W^T tau; columns from k on become the identity.
