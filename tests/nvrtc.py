@@ -1,0 +1,196 @@
+"""Kernels compiled for any architecture without a GPU, and what they take of a multiprocessor.
+
+NVRTC, the compiler that CuPy uses too, comes from the PyPI package ``nvidia-cuda-nvrtc``. Its
+logs are kept on disk: most runs change no kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from gpu_als.backends.cupy.compile import OPTIONS, Macros, define, source_of
+from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits, Launch, plan_half_sweep
+from gpu_als.data.packing import Packing, pack_rows
+from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+
+# Compute capability -> KB of shared memory for a block that asks, and for a multiprocessor; from
+# the tables of the CUDA C++ Programming Guide. A block costs 1 KB besides, so the first is smaller.
+_SHARED_KB = {
+    75: (64, 64), 80: (163, 164), 86: (99, 100), 89: (99, 100), 90: (227, 228), 100: (227, 228),
+    120: (99, 100),
+}  # fmt: skip
+DEVICES = {
+    architecture: DeviceLimits(architecture, block << 10, multiprocessor << 10)
+    for architecture, (block, multiprocessor) in _SHARED_KB.items()
+}
+
+SOLVERS = (Cholesky(), ConjugateGradient(), NonNegative())
+# Every size of the primal form; and rows so wide that a dual block holds them in parts, and that
+# no warp can hold even eight of them.
+N_FACTORS = (*range(32, 257, 32), 1024, 4096)
+
+
+class CompileError(RuntimeError):
+    """The source does not compile; the message is the compiler's log."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What an entry function takes, with the functions that it calls."""
+
+    registers: int  # of a thread
+    spill_bytes: int  # stored for want of registers
+    stack_bytes: int  # of local memory
+    shared_bytes: int  # static
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compiled source: its entry functions by name, and what else the compiler had to say."""
+
+    functions: dict[str, Resources]
+    warnings: str
+
+
+def library_path() -> Path | None:
+    """Find the newest NVRTC among the installed packages of NVIDIA."""
+    packages = importlib.util.find_spec("nvidia")
+    folders = packages.submodule_search_locations if packages else None
+    found = [path for folder in folders or () for path in Path(folder).glob("*/lib/libnvrtc.so.*")]
+    return max(found, key=lambda path: int(path.suffix[1:]), default=None)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    path = library_path()
+    if path is None:
+        raise FileNotFoundError("the package nvidia-cuda-nvrtc is not installed")
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def version() -> tuple[int, int]:
+    """Return the major and minor version of NVRTC."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def compile_for(source: str, options: Sequence[str], architecture: int) -> Build:
+    """Compile ``source`` for compute capability ``architecture`` (90 for 9.0)."""
+    options = [*options, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+    key = hashlib.sha256("\0".join([source, *options, str(version())]).encode()).hexdigest()
+    kept = Path(tempfile.gettempdir()) / f"nvrtc_logs-{os.getuid()}" / key[:32]
+    if not kept.exists():
+        log = _compile(source, options)
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        unfinished = kept.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(log)
+        unfinished.rename(kept)
+    return _read(kept.read_text())
+
+
+def _compile(source: str, options: Sequence[str]) -> str:
+    """Return the compiler's log."""
+    nvrtc = _library()
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
+    try:
+        failed = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    if failed:
+        raise CompileError(log.value.decode())
+    return log.value.decode()
+
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_LOCAL = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores")
+_USED = re.compile(r"Used (\d+) registers(?:.* (\d+) bytes smem)?")
+_OTHER = re.compile(r"ptxas info +: (Function properties|Compile time|\d+ bytes gmem)|$")
+
+
+def _read(log: str) -> Build:
+    """Read a log: ptxas lists an entry function, then the functions that it calls."""
+    functions: dict[str, Resources] = {}
+    warnings = []
+    for line in log.splitlines():
+        if entry := _ENTRY.search(line):
+            name = entry[1]
+            functions[name] = Resources(0, 0, 0, 0)
+        elif local := _LOCAL.search(line):
+            own = functions[name]
+            functions[name] = replace(
+                own,
+                stack_bytes=own.stack_bytes + int(local[1]),
+                spill_bytes=own.spill_bytes + int(local[2]),
+            )
+        elif used := _USED.search(line):
+            functions[name] = replace(
+                functions[name], registers=int(used[1]), shared_bytes=int(used[2] or 0)
+            )
+        elif not _OTHER.match(line):
+            warnings.append(line)
+    return Build(functions, "\n".join(warnings))
+
+
+@functools.cache
+def rows_of_every_length() -> Packing:
+    """Return rows of every length from none to more than two segments, definite and indefinite."""
+    counts = np.arange(2 * SEGMENT + 2).repeat(2)
+    return pack_rows(counts, 32, 1 << 40, indefinite=np.arange(len(counts)) % 2 == 1)
+
+
+def specialisations(
+    limits: DeviceLimits, n_factors: Iterable[int] = N_FACTORS
+) -> dict[tuple[str, Macros], Launch]:
+    """Return what plans for a device can launch, by kernel and macros.
+
+    Of launches of one specialisation the one that asks for the most shared memory stands for all,
+    of specialisations that differ in WARPS alone the one with the most threads.
+    """
+    found: dict[tuple[str, Macros], Launch] = {}
+    for k, solver, *storage in product(n_factors, SOLVERS, (False, True), (False, True)):
+        tensor_cores, stored_half = storage
+        plan = plan_half_sweep(
+            rows_of_every_length(), k, solver, limits,
+            tensor_cores=tensor_cores, stored_half=stored_half,
+        )  # fmt: skip
+        for launch in plan.launches:
+            key = launch.kernel, tuple(pair for pair in launch.macros if pair[0] != "WARPS")
+            known = found.setdefault(key, launch)
+            found[key] = max(known, launch, key=lambda one: (one.block, one.shared_bytes))
+    return found
+
+
+def build(launch: Launch, architecture: int) -> Build:
+    """Compile the specialisation that a launch asks for."""
+    macros = define(launch.macros)
+    try:
+        return compile_for(source_of(launch.kernel), [*OPTIONS, *macros], architecture)
+    except CompileError as error:
+        error.add_note(f"{launch.kernel} {' '.join(macros)} for sm_{architecture}")
+        raise
+
+
+def build_all(launches: Sequence[Launch], architecture: int) -> list[Build]:
+    """Compile the specialisations that several launches ask for."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda launch: build(launch, architecture), launches))
