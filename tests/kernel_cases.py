@@ -1,0 +1,423 @@
+"""Half-sweeps as the row-solver kernels receive them, run on the CPU and solved in float64.
+
+A :class:`Case` says what the rows look like; :func:`draw` gives its arrays, which are handed to
+the kernels without objectives or frames in between. Every row is solved from its definition, in
+the coordinates that the kernels write, where no columns are scaled.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from types import SimpleNamespace
+
+import cuda_on_cpu
+import numpy as np
+from helpers import nonnegative_minimiser, ragged_rows
+
+from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
+from gpu_als.backends.cupy.compile import source_of
+from gpu_als.backends.cupy.fused import Fused
+from gpu_als.backends.cupy.launch import (
+    HALF_SWEEP,
+    SEGMENT,
+    DeviceLimits,
+    panel_floats,
+    plan_half_sweep,
+    stride_of,
+)
+from gpu_als.backends.stats import RESIDUAL_LIMIT
+from gpu_als.data.packing import pack_rows
+from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+
+EPSILON = float(np.finfo(np.float32).eps)
+LIMIT = RESIDUAL_LIMIT[np.dtype(np.float32)]
+H100 = DeviceLimits(90, 232448, 233472)
+N_FIXED = 700
+EXACT = Cholesky()
+ROUNDINGS = 5
+"""How many times its condition number times the precision a solution may be off."""
+FUNCTIONS = {"split": ("split_gram", "split_solve", "split_check", "split_finish")}
+EVERYTHING = "root b0 offset scaled squared repeats"
+"""Options that exact solves of rows without negative weights can have together."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one half-sweep is like.
+
+    Attributes
+    ----------
+    k : int
+    lengths : tuple of int
+        Of the rows.
+    options : str
+        Words that ask for what is not there otherwise: ``root`` (weights), ``signed`` (a tenth of
+        them negative), ``b0``, ``offset``, ``ridges`` (one for each row), ``scaled`` (those, and
+        eigenvalues), ``base``, ``squared`` (loss), ``repeats`` (entries of one row with the same
+        index), ``half`` (float16 factors), ``tensor`` (cores).
+    ridge : float
+    solver : Solver
+    segment : int
+        Of the longest rows.
+    spectrum : float
+        The singular values of the factors fall to this, in directions that no column shows.
+    patch : pairs of str
+        What to replace in the kernels' source, and by what.
+    """
+
+    k: int
+    lengths: tuple[int, ...]
+    options: str = "root"
+    ridge: float = 0.3
+    solver: Solver = EXACT
+    segment: int = SEGMENT
+    spectrum: float = 1.0
+    patch: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self):
+        """Return an id for pytest."""
+        solver = "" if isinstance(self.solver, Cholesky) else f" {type(self.solver).__name__}"
+        return f"{self.k}{solver} {self.options}".strip()
+
+    def has(self, option):
+        """Tell whether an option is asked for."""
+        return option in self.options.split()
+
+    def plan(self):
+        """Return the packing's order of rows and the launches."""
+        lengths = np.array(self.lengths, np.int64)
+        signed = np.full(len(lengths), self.has("signed"))
+        packing = pack_rows(lengths, self.k, 1 << 40, indefinite=signed)
+        plan = plan_half_sweep(
+            packing,
+            self.k,
+            self.solver,
+            H100,
+            tensor_cores=self.has("tensor"),
+            stored_half=self.has("half"),
+            segment=self.segment,
+        )
+        return packing.order, plan.launches
+
+    def specialisations(self):
+        """Return what has to be compiled: file, function, macros, patch."""
+        return [
+            (launch.kernel, function, launch.macros, self.patch)
+            for launch in self.plan()[1]
+            for function in FUNCTIONS.get(launch.kernel, (launch.kernel,))
+        ]
+
+
+def compile_all(cases):
+    """Compile the kernels of some cases, several at a time."""
+    specialisations = dict.fromkeys(spec for case in cases for spec in case.specialisations())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for specialisation in specialisations:
+            pool.submit(load, *specialisation)  # whoever needs one that fails hears of it then
+
+
+def load(file, function, macros, patch=(), *, count=False):
+    """Compile one kernel."""
+    source = source_of(file)
+    for old, new in patch:
+        assert source.count(old) == 1
+        source = source.replace(old, new)
+    return cuda_on_cpu.load(source, function, dict(macros), count=count)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The arrays of a case: those of ``struct HalfSweep``, None where it has a null pointer."""
+
+    case: Case
+    arrays: dict[str, np.ndarray | None] = field(repr=False)
+
+    def row(self, u):
+        """Return what a row's equations are made of, in float64."""
+        case, arrays, k = self.case, self.arrays, self.case.k
+        part = slice(*arrays["indptr"][u : u + 2])
+        indices, root = arrays["indices"][part], arrays["root"]
+        root = np.ones(len(indices)) if root is None else root[part].astype(np.float64)
+        tau = arrays["tau"][part].astype(np.float64)
+        if arrays["offset"] is not None:
+            tau = tau - np.abs(root) * arrays["offset"][indices]
+        ridge = case.ridge if arrays["ridge"] is None else float(arrays["ridge"][u])
+        shared, scale = np.zeros((k, k)), np.ones(k)
+        if arrays["base"] is not None:
+            shared = arrays["base"].astype(np.float64)
+        if arrays["eigenvalues"] is not None:
+            eigenvalues = arrays["eigenvalues"][:k].astype(np.float64)
+            shared, scale = np.diag(eigenvalues), 1 / np.sqrt(eigenvalues + ridge)
+        b0 = np.zeros(k) if arrays["b0"] is None else arrays["b0"][u, :k].astype(np.float64)
+        return Row(
+            case=case,
+            w=np.abs(root)[:, None] * arrays["fixed"][indices, :k].astype(np.float64),
+            sign=np.where(root < 0, -1.0, 1.0),
+            tau=tau,
+            rest=shared + ridge * np.eye(k),
+            b0=b0,
+            scale=scale,
+            start=arrays["z"][u, :k].astype(np.float64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row: ``(rest + w^T sign w) x = b0 + w^T tau``.
+
+    The kernels solve for ``x / scale``; where ``scale`` is not 1, that makes ``rest`` the identity.
+    """
+
+    case: Case
+    w: np.ndarray
+    sign: np.ndarray
+    tau: np.ndarray
+    rest: np.ndarray
+    b0: np.ndarray
+    scale: np.ndarray
+    start: np.ndarray
+
+    @cached_property
+    def lhs(self):
+        return self.rest + (self.w.T * self.sign) @ self.w
+
+    @cached_property
+    def rhs(self):
+        return self.b0 + self.w.T @ self.tau
+
+    @cached_property
+    def solution(self):
+        """What the solver has to find."""
+        solver = self.case.solver
+        if isinstance(solver, NonNegative):
+            return nonnegative_minimiser(self.lhs, self.rhs, solver.free_columns)
+        if isinstance(solver, Cholesky):
+            return np.linalg.solve(self.lhs, self.rhs)
+        system = DenseSystem(self._scaled_lhs[None], (self.scale * self.rhs)[None])
+        start = (self.start / self.scale)[None]
+        return self.scale * conjugate_gradient(np, system, start, solver.steps)[0][0]
+
+    @property
+    def _scaled_lhs(self):
+        return self.scale[:, None] * self.lhs * self.scale
+
+    def error(self, x):
+        """Return the relative error of a solution."""
+        return np.linalg.norm(x - self.solution) / np.linalg.norm(self.solution)
+
+    def rounding(self, *, dual):
+        """Return the relative error that rounding to float32 may cause.
+
+        In the dual form that is the condition number. In the primal form it multiplies the terms
+        of the right-hand side, which may cancel; conjugate gradients also start somewhere.
+        """
+        w = self.w * self.scale
+        if dual:
+            if len(w) == 0:
+                return EPSILON
+            shift = (self.scale * np.diag(self.rest) * self.scale)[0]
+            smallest, largest = np.linalg.eigvalsh(w @ w.T)[[0, -1]] + shift
+            return EPSILON * largest / smallest
+        smallest, largest = np.linalg.eigvalsh(self._scaled_lhs)[[0, -1]]
+        sizes = np.linalg.norm(self.solution / self.scale)
+        terms = np.abs(self.tau) @ np.linalg.norm(w, axis=1) + np.linalg.norm(self.scale * self.b0)
+        if isinstance(self.case.solver, ConjugateGradient):
+            terms += largest * np.linalg.norm(self.start / self.scale)
+        return EPSILON * (largest + terms / sizes) / smallest
+
+    def objective(self, x):
+        """Return what the row adds to the objective, and how large its terms are."""
+        q = self.w @ x
+        squared = self.case.has("squared")
+        losses = (self.tau - q) ** 2 if squared else q * (self.sign * q - 2 * self.tau)
+        quadratic, linear = x @ self.rest @ x, 2 * self.b0 * x
+        size = np.abs(losses).sum() + quadratic + np.abs(linear).sum()
+        return losses.sum() + quadratic - linear.sum(), size
+
+    def residual(self, x):
+        """Return ``|lhs z - rhs| / |rhs|``, and what of it may be rounding to float32."""
+        misfit = self.scale * (self.lhs @ x - self.rhs)
+        if isinstance(self.case.solver, NonNegative):
+            bound = (np.arange(len(x)) < len(x) - self.case.solver.free_columns) & (x <= 0)
+            misfit[bound] = np.minimum(misfit[bound], 0)
+        sizes = self.scale * (np.abs(self.rest) @ np.abs(x) + np.abs(self.b0))
+        sizes += self.scale * (np.abs(self.w.T) @ (np.abs(self.w) @ np.abs(x) + np.abs(self.tau)))
+        size = np.linalg.norm(self.scale * self.rhs)
+        return np.linalg.norm(misfit) / size, EPSILON * np.linalg.norm(sizes) / size
+
+
+@cache
+def draw(case):
+    """Return the arrays of a case; nobody may write to them."""
+    rng = np.random.default_rng([20263, case.k, len(case.lengths)])
+    k, stride, n_rows = case.k, stride_of(case.k), len(case.lengths)
+    indptr, indices = ragged_rows(case.lengths, N_FIXED - 1, [97, k])
+    indices += 1
+    if case.has("repeats"):
+        several = indptr[:-1][np.diff(indptr) > 1]
+        indices[several + 1] = indices[several]
+    nnz = len(indices)
+
+    def padded(array):
+        out = np.zeros((len(array), stride), np.float32)
+        out[:, :k] = array
+        return out
+
+    factors = rng.standard_normal((N_FIXED, k)) / np.sqrt(k)
+    if case.spectrum != 1:
+        rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
+        factors = factors * np.geomspace(1, case.spectrum, k) @ rotation
+    root = rng.uniform(0.3, 2, nnz)
+    if case.has("signed"):
+        root *= rng.choice([1, -1], nnz, p=[0.9, 0.1])
+    half = rng.standard_normal((2 * k, k)) / np.sqrt(k)
+    arrays = {
+        "root": root,
+        "tau": rng.standard_normal(nnz),
+        "offset": rng.standard_normal(N_FIXED),
+        "eigenvalues": padded(rng.uniform(0.01, 3, (1, k)))[0],
+        "ridge": case.ridge * rng.uniform(0.3, 3, n_rows),
+        "base": half.T @ half,
+        "b0": padded(rng.standard_normal((n_rows, k))),
+        "z": padded(rng.standard_normal((n_rows, k))),
+    }
+    wanted = {"tau", "z", *case.options.split()}
+    wanted |= {"eigenvalues", "ridge"} if case.has("scaled") else set()
+    wanted |= {"ridge"} if case.has("ridges") else set()
+    wanted |= {"root"} if case.has("signed") else set()
+    kept = {
+        name: array.astype(np.float32) if name in wanted else None for name, array in arrays.items()
+    }
+    factors[0] = np.nan  # what no entry names, no kernel may read
+    fixed = padded(factors).astype(np.float16 if case.has("half") else np.float32)
+    return Problem(case, {"indptr": indptr, "indices": indices, "fixed": fixed, **kept})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the kernels wrote, and, in counting mode, what each of them did to memory."""
+
+    problem: Problem
+    z: np.ndarray
+    residual: np.ndarray
+    objective: np.ndarray
+    counts: dict[str, cuda_on_cpu.Counts] = field(default_factory=dict, repr=False)
+
+    @property
+    def solved(self):
+        return self.residual <= LIMIT
+
+    def x(self, u):
+        return self.z[u, : self.problem.case.k].astype(np.float64)
+
+    def same_as(self, other):
+        """Tell whether two results are the same to the bit."""
+        return all(
+            getattr(self, name).tobytes() == getattr(other, name).tobytes()
+            for name in ("z", "residual", "objective")
+        )
+
+
+def check(result, rows=None, *, dual=None):
+    """Hold what was written for some rows against float64; for all but empty rows by default.
+
+    ``dual`` is whether they were solved in their dual form; by default shorter ones were.
+    """
+    case = result.problem.case
+    if rows is None:
+        rows = np.flatnonzero(case.lengths)
+    shorter_are = isinstance(case.solver, Cholesky) and not case.has("signed")
+    assert len(rows)
+    for u in rows:
+        row, x = result.problem.row(u), result.x(u)
+        in_dual = shorter_are and case.lengths[u] < case.k if dual is None else dual
+        assert row.error(x) <= ROUNDINGS * row.rounding(dual=in_dual)
+        if isinstance(case.solver, ConjugateGradient):
+            assert result.residual[u] == 0  # how far a few steps come is no failure
+        else:
+            residual, noise = row.residual(x)
+            assert abs(result.residual[u] - residual) <= 2 * noise
+        objective, size = row.objective(x)
+        assert abs(result.objective[u] - objective) <= 4 * EPSILON * size
+    assert not result.z[rows, case.k :].any()
+
+
+class Kernels:
+    """Hands out compiled kernels as the backend's own does, and keeps those it handed out."""
+
+    def __init__(self, patch, *, order, count):
+        self.patch, self.order, self.count = patch, order, count
+        self.used = {}
+
+    def get(self, file, macros, function):
+        key = file, macros, function
+        if key not in self.used:
+            self.used[key] = load(file, function, macros, self.patch, count=self.count)
+            self.used[key].order = self.order
+        return self.used[key]
+
+
+def poisoned(shape, dtype):
+    """Return memory as a kernel finds it, at its worst."""
+    return np.full(shape, np.nan, dtype)
+
+
+def run(
+    problem,
+    launches=None,
+    *,
+    order="forward",
+    count=False,
+    most_shares=1 << 20,
+    residual_limit=LIMIT,
+):
+    """Solve the rows of a problem by kernels, launched by the lines that launch them on a GPU.
+
+    Parameters
+    ----------
+    problem : Problem
+    launches : list of (Launch, int array), optional
+        With the rows of each; those of the plan by default.
+    order : str
+        Of the threads, see :class:`cuda_on_cpu.Kernel`.
+    count : bool
+        Count, and look for races.
+    most_shares : int
+        Most segments of split rows at a time.
+    residual_limit : float
+        Above which rows keep their ``z``.
+    """
+    case = problem.case
+    if launches is None:
+        rows, plan = case.plan()
+        launches = [(launch, rows[launch.start : launch.stop]) for launch in plan]
+    z = problem.arrays["z"].copy()
+    residual, objective = (poisoned(len(z), np.float32) for _ in range(2))
+    arrays = problem.arrays | {"z": z, "residual": residual, "objective": objective}
+    record = np.zeros((), HALF_SWEEP)
+    for name, array in arrays.items():
+        record[name] = 0 if array is None else array.ctypes.data
+    record["ridge_all"], record["residual_limit"] = case.ridge, residual_limit
+    record["k"], record["stride"] = case.k, z.shape[1]
+    record["squared_loss"] = case.has("squared")
+    record["steps"] = getattr(case.solver, "steps", 0)
+    record["free_columns"] = getattr(case.solver, "free_columns", 0)
+
+    kernels = Kernels(case.patch, order=order, count=count)
+    xp = SimpleNamespace(empty=poisoned, asarray=np.asarray)
+    for launch, rows in launches:
+        places = np.ascontiguousarray(rows, np.int64)
+        host = SimpleNamespace(
+            packing=SimpleNamespace(order=places, long_rows=()),
+            rows=SimpleNamespace(indptr=arrays["indptr"]),
+        )
+        share = panel_floats(-(-case.k // 32) * 32)
+        fused = Fused(xp, H100, kernels, None, most_shares * share)
+        fused._run(
+            replace(launch, start=0, stop=len(places)),
+            SimpleNamespace(places=places, host=host, waves={}),
+            SimpleNamespace(record=record[()], arrays=arrays),
+        )
+    counts = {key: kernel.counts for key, kernel in kernels.used.items()}
+    return Result(problem, z, residual, objective, counts)
