@@ -46,6 +46,8 @@ _WARP_ENTRIES = (8, 16, 24, 32)
 _SMALL_BLOCK_ENTRIES = (8, 16, 24, 32, 40, 48, 56, 64)  # EDGE = 8
 _LARGE_BLOCK_ENTRIES = (80, 96, 112, 128, 160, 192, 224, 256)  # EDGE = 16
 _LONGEST_CHUNK = 128
+_AMPLE = 160 << 10  # shared memory of a multiprocessor that holds two large blocks
+_RESERVED = 1024  # bytes of shared memory that the system keeps for every block
 _WARP_BYTES = 40 << 10  # a warp that needs more would be too lonely on its multiprocessor
 _SOLVERS = {Cholesky: 0, ConjugateGradient: 1, NonNegative: 2}
 _PANEL_STRIDE, _EXCHANGE = 36, 64  # cholesky.cuh
@@ -73,6 +75,10 @@ class DeviceLimits:
     def has_tensor_cores(self) -> bool:
         """Whether TF32 products are there."""
         return self.architecture >= 80
+
+    def blocks(self, shared_bytes: int) -> int:
+        """Return how many blocks' shared memory a multiprocessor holds; at least 1."""
+        return max(1, self.shared_per_multiprocessor // (shared_bytes + _RESERVED))
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The launches of one half-sweep, those with the longest rows first.
+    """The launches of one half-sweep; of each kind of rows the longest first.
 
     Attributes
     ----------
@@ -155,11 +161,12 @@ def plan_half_sweep(
     tensor_cores : bool
         Multiply long rows' Grams on tensor cores (3xTF32).
     stored_half : bool
-        The fixed side is stored as float16.
+        The fixed side is stored as float16; rules tensor cores out.
     segment : int
         See :data:`SEGMENT`.
     """
     storage = (("STORED_HALF", 1),) if stored_half else ()
+    tensor_cores = tensor_cores and not stored_half
     launches: list[Launch] = []
     rest: list[tuple[int, int]] = []
     for span in packing.spans:
@@ -216,7 +223,8 @@ def _dual(entries: int, n_factors: int, limits: DeviceLimits) -> Launch | None:
     if entries <= _WARP_ENTRIES[-1]:
         warp_bytes = 4 * dual_warp_floats(entries, n_factors)
         if warp_bytes <= min(_WARP_BYTES, limits.shared_per_block):
-            warps = min(4, limits.shared_per_block // warp_bytes)
+            fitting = [n for n in (4, 2, 1) if n * warp_bytes <= limits.shared_per_block]
+            warps = max(fitting, key=lambda n: n * limits.blocks(n * warp_bytes))
             return Launch(
                 kernel="dual_warp",
                 macros=(("TILES", entries // 8), ("WARPS", warps)),
@@ -228,12 +236,16 @@ def _dual(entries: int, n_factors: int, limits: DeviceLimits) -> Launch | None:
     chunk = _chunk(entries, edge, n_factors, limits)
     if chunk is None:
         return None
-    blocks = 6 if edge == 8 else (2 if entries <= 128 else 1)
+    shared_bytes = 4 * dual_block_floats(entries, edge, n_factors, chunk)
+    # How many are to share a multiprocessor's registers; whether they do is up to shared memory.
+    blocks = 6 if edge == 8 else 1
+    if edge == 16 and entries <= 128 and limits.shared_per_multiprocessor >= _AMPLE:
+        blocks = 2
     return Launch(
         kernel="dual_block",
         macros=(("EDGE", edge), ("TILES", entries // edge), ("BLOCKS", blocks)),
         block=edge * edge,
-        shared_bytes=4 * dual_block_floats(entries, edge, n_factors, chunk),
+        shared_bytes=shared_bytes,
         chunk=chunk,
     )
 
@@ -247,10 +259,7 @@ def _chunk(entries: int, edge: int, n_factors: int, limits: DeviceLimits) -> int
 
     def fits(chunk: int, blocks: int) -> bool:
         used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
-        return (
-            used <= limits.shared_per_block
-            and blocks * (used + 1024) <= limits.shared_per_multiprocessor
-        )
+        return used <= limits.shared_per_block and blocks <= limits.blocks(used)
 
     if fits(stride_of(n_factors), 1):
         return stride_of(n_factors)
@@ -270,10 +279,13 @@ def _primal(
     if size > 256 or shared_bytes > limits.shared_per_block:
         return None
     edge = 8 if size <= 64 else 16
+    blocks = 6 if edge == 8 else 2 if size <= 128 else 1
+    if isinstance(solver, NonNegative):  # takes the most registers
+        blocks = 1
     macros = {
         "EDGE": edge,
         "UNITS": size // (2 * edge),
-        "BLOCKS": 8 if edge == 8 else (2 if size <= 128 else 1),
+        "BLOCKS": min(blocks, limits.blocks(shared_bytes)),
         "SOLVER": _SOLVERS[type(solver)],
     }
     if signed:
@@ -328,4 +340,4 @@ def primal_floats(size: int, solver: Solver) -> int:
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
     sums = threads // lanes * size
     extra = {Cholesky: 0, ConjugateGradient: size, NonNegative: panel_floats(size)}[type(solver)]
-    return vectors + max(stages, panel_floats(size)) + sums + extra
+    return vectors + max(stages, panel_floats(size)) + max(sums, extra)

@@ -6,8 +6,9 @@
 // registers (gram.cuh). It is stored to shared memory once, solved there (solve.cuh) and never
 // reaches global memory. A second pass over the entries checks the solution (check.cuh).
 //
-// Shared memory (primal_floats in launch.py): vectors, then one area that serves the stages and the
-// panels of the system in turn, the check's sums, and what the solver needs besides.
+// Shared memory (primal_floats in launch.py, kSharedFloats here): vectors; one area that serves the
+// stages and the panels of the system in turn; another that serves what the solver needs besides
+// and the check's sums.
 //
 // Macros: EDGE (8 or 16), UNITS (2 EDGE UNITS is k rounded up to a multiple of 32), BLOCKS (for
 // each multiprocessor), SOLVER; SIGNED for rows with negative weights, TENSOR_CORES for 3xTF32.
@@ -24,6 +25,8 @@ __host__ __device__ constexpr int larger(int a, int b) {
     return a > b ? a : b;
 }
 constexpr int AREA = larger(accumulate_floats<Shape>(), panel_floats(SIZE));
+constexpr int kSharedFloats = Vectors<THREADS, SIZE>::kFloats + AREA +
+                              larger(SystemSolver<THREADS, SIZE>::kFloats, Check::kFloats);
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
@@ -41,9 +44,8 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
     }
     __syncthreads();
     finish_system(problem, row, lhs, v);
-    Shared<float> sums = area + AREA;
-    const float spread =
-        SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, sums + Check::kFloats);
-    const float loss = Check::run(problem, row, row.first, row.count, v.z, sums, v.scratch);
-    write_row(problem, row, spread, loss, sums, lhs, v);
+    Shared<float> rest = area + AREA;  // the solver's, then the check's
+    const float spread = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, rest);
+    const float loss = Check::run(problem, row, row.first, row.count, v.z, rest, v.scratch);
+    write_row(problem, row, spread, loss, rest, lhs, v);
 }

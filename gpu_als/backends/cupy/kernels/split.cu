@@ -28,6 +28,8 @@ __host__ __device__ constexpr int larger(int a, int b) {
     return a > b ? a : b;
 }
 constexpr int AREA = larger(accumulate_floats<Shape>(), SHARE);
+constexpr int kSharedFloats = Vectors<THREADS, SIZE>::kFloats + AREA +
+                              larger(SystemSolver<THREADS, SIZE>::kFloats, Check::kFloats);
 
 struct Segment {
     int64 row;  // place in `rows`
@@ -68,8 +70,7 @@ split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, float* 
     }
     __syncthreads();
     finish_system(problem, row, lhs, v);
-    const float spread = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v,
-                                                            area + AREA + Check::kFloats);
+    const float spread = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + AREA);
     for (int e = threadIdx.x; e < SHARE; e += THREADS) shares[first * SHARE + e] = area[e];
     Global<float> solution = Global<float>(solutions_) + int64(blockIdx.x) * SOLUTION;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
