@@ -106,14 +106,13 @@ class RawModule:
 
     def __init__(self, code: str, options: tuple[str, ...], backend: str) -> None:
         assert backend == "nvrtc"
-        defined = [option[2:].split("=") for option in options if option.startswith("-D")]
-        self._code, self._macros = code, dict(defined)
+        self._code = code
 
     def compile(self) -> None:
         """Put off: g++ compiles each function apart."""
 
     def get_function(self, name: str) -> cuda_on_cpu.Kernel:
-        return cuda_on_cpu.load(self._code, name, self._macros)
+        return cuda_on_cpu.load(self._code, name)
 
 
 class Stream:
@@ -155,7 +154,7 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda = modules["cupy.cuda"]
     cupy.cuda.device = modules["cupy.cuda.device"]
     cupy.cuda.device.get_cusolver_handle = lambda: 0
-    cupy.cuda.Device = contextlib.nullcontext
+    cupy.cuda.Device = lambda device=0: contextlib.nullcontext(device)
     cupy.cuda.Stream = Stream
     cupy.cuda.get_current_stream = Stream
     cupy.cuda.compiler = types.SimpleNamespace(CompileException=cuda_on_cpu.CudaOnCpuError)

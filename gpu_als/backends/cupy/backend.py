@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends.cupy.compile import KernelError, Kernels
-from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
+from gpu_als.backends.cupy.fused import SPLIT_FLOATS, DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.memory import bytes_needed
 from gpu_als.backends.cupy.ranking import FusedTopK
@@ -69,7 +69,8 @@ class CupyBackend:
                 "use backend='numpy'"
             ) from error
         try:
-            properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+            self._number = cupy.cuda.runtime.getDevice()
+            properties = cupy.cuda.runtime.getDeviceProperties(self._number)
             free, _ = cupy.cuda.runtime.memGetInfo()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise BackendError(
@@ -122,8 +123,8 @@ class CupyBackend:
 
     def session(self) -> AbstractContextManager[Any]:
         """Work on the device that was current when the backend was made."""
-        current: AbstractContextManager[Any] = self.xp.cuda.Device()
-        return current
+        device: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
+        return device
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See :class:`gpu_als.backends.ops.Ops`; one after another."""
@@ -174,7 +175,7 @@ class CupyBackend:
         self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
     ) -> None:
         """See :class:`gpu_als.backends.ops.Backend`."""
-        needed = bytes_needed(problems, users, items, _SMALLEST_BATCH)
+        needed = bytes_needed(problems, users, items, _SMALLEST_BATCH + SPLIT_FLOATS)
         available = self.xp.cuda.runtime.memGetInfo()[0]
         available += self.xp.get_default_memory_pool().free_bytes()
         if needed > available:

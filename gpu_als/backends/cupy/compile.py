@@ -92,15 +92,23 @@ class Kernels:
     def prepare(self, specialisations: Iterable[tuple[str, Macros]]) -> int:
         """Compile what is missing, several at a time; return how many were."""
         missing = list(dict.fromkeys(spec for spec in specialisations if spec not in self._modules))
+        device = self._cupy.cuda.Device()
+
+        def compile_one(specialisation: tuple[str, Macros]) -> None:
+            with device:  # a new thread begins on the first one
+                self._module(*specialisation)
+
         if missing:
             with ThreadPoolExecutor(min(len(missing), os.cpu_count() or 1)) as pool:
-                list(pool.map(lambda spec: self._module(*spec), missing))
+                list(pool.map(compile_one, missing))
         return len(missing)
 
     def _module(self, file: str, macros: Macros) -> Any:
         if (file, macros) not in self._modules:
+            # In the source, because CuPy compiles an empty program for every new set of options.
+            defines = "".join(f"#define {name} {value}\n" for name, value in macros)
             module = self._cupy.RawModule(
-                code=source_of(file), options=(*OPTIONS, *define(macros)), backend="nvrtc"
+                code=defines + source_of(file), options=OPTIONS, backend="nvrtc"
             )
             try:
                 module.compile()

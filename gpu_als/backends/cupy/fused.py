@@ -29,7 +29,11 @@ from gpu_als.data.packing import Packing, pack_rows
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
-__all__ = ["DeviceProblem", "Fused", "SideBySide"]
+__all__ = ["SPLIT_FLOATS", "DeviceProblem", "Fused", "SideBySide"]
+
+SPLIT_FLOATS = 1 << 25
+"""Floats of the shares of split rows that are in memory at the same time, unless one row needs
+more."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ class Fused:
         self.kernels.prepare((launch.kernel, launch.macros) for launch in plan.launches)
         with self.streams as streams:
             for launch in plan.launches:
-                with streams.next():
+                # Workspace stays with the stream it was used on, so split rows keep to one.
+                with streams.first if launch.kernel == "split" else streams.next():
                     self._run(launch, problem, sweep)
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
@@ -209,7 +214,10 @@ class Fused:
             fixed[:, :k] = frame.fixed
         if problem.linear is not None:
             b0 = xp.zeros((rows.n_rows, stride), np.float32)
-            b0[problem.places, :k] = problem.linear @ frame.fixed
+            height = max(1, self.batch_elements // k)  # CuPy scatters with 32-bit indices
+            for start in range(0, rows.n_rows, height):
+                part = slice(start, start + height)
+                b0[problem.places[part], :k] = problem.linear[part] @ frame.fixed
         eigenvalues = frame.eigenvalues
         if eigenvalues is not None:
             eigenvalues = xp.zeros(stride, np.float32)
@@ -281,7 +289,7 @@ class Fused:
             rows = _order(problem.host.packing)[launch.start : launch.stop]
             first = problem.host.rows.indptr[rows]
             counts = problem.host.rows.indptr[rows + 1] - first
-            most = max(1, self.batch_elements // panel_floats(size))
+            most = max(1, min(self.batch_elements, SPLIT_FLOATS) // panel_floats(size))
             move = self.xp.asarray
             problem.waves[key] = [
                 replace(wave, bounds=move(wave.bounds), segments=move(wave.segments))
@@ -353,6 +361,11 @@ class SideBySide:
         for stream in self._streams:
             stream.wait_event(ready)
         return self
+
+    @property
+    def first(self) -> Any:
+        """Always the same stream."""
+        return self._streams[0]
 
     def next(self) -> Any:
         """Return the stream whose turn it is."""

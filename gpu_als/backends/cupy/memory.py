@@ -15,7 +15,7 @@ def bytes_needed(
     problems: tuple[RowProblem, RowProblem],
     users: np.ndarray,
     items: np.ndarray,
-    batch_elements: int,
+    workspace: int,
 ) -> int:
     """Return the bytes of device memory a fit needs at its peak.
 
@@ -25,15 +25,15 @@ def bytes_needed(
         On the host; rows of ``users`` and of ``items``.
     users, items : array
         The factors.
-    batch_elements : int
-        What the general path and split rows may use besides.
+    workspace : int
+        Elements that the general path and split rows use besides.
     """
     factors = users.nbytes + items.nbytes
     data = sum(_problem_bytes(problem) for problem in problems)
     # While one problem's weights are worked out there are temporaries of its size.
     loading = max(12 * len(problem.rows.values) for problem in problems)
     sweeps = max(_sweep_bytes(problems[0], users, items), _sweep_bytes(problems[1], items, users))
-    return factors + data + max(loading, sweeps + 4 * batch_elements)
+    return factors + data + max(loading, sweeps + 4 * workspace)
 
 
 def _problem_bytes(problem: RowProblem) -> int:
