@@ -81,6 +81,10 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds of its own."""
+
+
 @functools.cache
 def version() -> tuple[int, int]:
     """Return the major and minor version of NVRTC."""
@@ -91,7 +95,7 @@ def version() -> tuple[int, int]:
 
 def compile_for(source: str, options: Sequence[str], architecture: int) -> Build:
     """Compile ``source`` for compute capability ``architecture`` (90 for 9.0)."""
-    options = [*options, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+    options = [*options, *CUPY_OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
     key = hashlib.sha256("\0".join([source, *options, str(version())]).encode()).hexdigest()
     kept = Path(tempfile.gettempdir()) / f"nvrtc_logs-{os.getuid()}" / key[:32]
     if not kept.exists():

@@ -147,10 +147,6 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     take_right_hand_side(s, u);
     solve_back<THREADS>(s, u, scratch);
 
-    // Loaded again: while the matrix is factored there is no register to spare for them.
-    row = Row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
-    n = int(row.count);
-
     // z = b0 / shift + W^T u, and the predictions q = W z.
     float q = 0.f;
     auto add_combination = [&](Shared<float> weights) {
@@ -173,6 +169,9 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     // Once, or twice where refinement pays.
 #pragma unroll 1
     for (Shared<float> weights = u;; weights = error) {
+        // Loaded again: while systems are solved there is no register to spare for them.
+        row = Row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
+        n = int(row.count);
         add_combination(weights);
         if (weights == error || !(spread > kRefine) || spread == kSingular) break;
         if (tid < SIZE) error[tid] = tid < n ? tau[tid] - row.shift * u[tid] - q : 0.f;
