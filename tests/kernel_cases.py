@@ -109,12 +109,14 @@ class Case:
         ]
 
 
-def compile_all(cases):
+def compile_all(cases, *, count=False):
     """Compile the kernels of some cases, several at a time."""
     specialisations = dict.fromkeys(spec for case in cases for spec in case.specialisations())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for specialisation in specialisations:
-            pool.submit(load, *specialisation)  # whoever needs one that fails hears of it then
+            pool.submit(
+                load, *specialisation, count=count
+            )  # whoever needs one that fails hears of it then
 
 
 def load(file, function, macros, patch=(), *, count=False):
@@ -343,18 +345,23 @@ def check(result, rows=None, *, dual=None):
     assert not result.z[rows, case.k :].any()
 
 
+@dataclass(frozen=True)
 class Kernels:
     """Hands out compiled kernels as the backend's own does, and keeps those it handed out."""
 
-    def __init__(self, patch, *, order, count):
-        self.patch, self.order, self.count = patch, order, count
-        self.used = {}
+    patch: tuple[tuple[str, str], ...]
+    order: str
+    counted: dict[str, np.ndarray] | None
+    used: dict = field(default_factory=dict)
 
     def get(self, file, macros, function):
-        key = file, macros, function
+        key = function, macros
         if key not in self.used:
-            self.used[key] = load(file, function, macros, self.patch, count=self.count)
-            self.used[key].order = self.order
+            kernel = load(file, function, macros, self.patch, count=self.counted is not None)
+            kernel.order = self.order
+            for name, array in (self.counted or {}).items():
+                kernel.count_range(name, array)
+            self.used[key] = kernel
         return self.used[key]
 
 
@@ -404,7 +411,8 @@ def run(
     record["steps"] = getattr(case.solver, "steps", 0)
     record["free_columns"] = getattr(case.solver, "free_columns", 0)
 
-    kernels = Kernels(case.patch, order=order, count=count)
+    counted = {name: array for name, array in arrays.items() if array is not None}
+    kernels = Kernels(case.patch, order, counted if count else None)
     xp = SimpleNamespace(empty=poisoned, asarray=np.asarray)
     for launch, rows in launches:
         places = np.ascontiguousarray(rows, np.int64)
@@ -419,5 +427,5 @@ def run(
             SimpleNamespace(places=places, host=host, waves={}),
             SimpleNamespace(record=record[()], arrays=arrays),
         )
-    counts = {key: kernel.counts for key, kernel in kernels.used.items()}
+    counts = {function: kernel.counts for (function, _), kernel in kernels.used.items()}
     return Result(problem, z, residual, objective, counts)

@@ -71,7 +71,8 @@ EVERY_WIDTH = [Case(k, boundaries(k), options) for k in WIDTHS for options in ("
 ALL_LENGTHS = [
     Case(256, tuple(range(1, 301)), EVERYTHING),
     # So wide that blocks hold a part of the columns at a time, and some rows have no kernel.
-    Case(520, tuple(range(1, 257)), EVERYTHING),
+    Case(520, (*range(1, 257, 2), 256), EVERYTHING),
+    Case(520, (33, 256), "root b0 ridges"),
     Case(1400, (1, 8, 9, 16, 17, 24, 25, 32), EVERYTHING),
 ]
 
@@ -85,24 +86,20 @@ SIGNED = [
 ]
 HALF = [Case(12, (1, 9, 10, 11, 12, 300), f"{EVERYTHING} half"), Case(40, (33, 39), "half")]
 STEPS = [
-    Case(k, FEW, "root b0 offset scaled", solver=ConjugateGradient(steps))
-    for k in (12, 129)
-    for steps in (1, 3, 6)
+    Case(12, FEW, "root b0 offset scaled", solver=ConjugateGradient(steps)) for steps in (1, 3, 6)
 ]
 STEPS += [Case(12, FEW, "signed b0 base", ridge=60.0, solver=ConjugateGradient(3))]
 BOUNDED = [
-    Case(k, FEW, options, solver=NonNegative(free))
-    for k in (12, 170)
-    for options, free in (("root offset ridges", 0), ("root b0 base repeats", 2))
+    Case(12, FEW, "root offset ridges", solver=NonNegative()),
+    Case(12, FEW, "root b0 base repeats", solver=NonNegative(2)),
+    Case(12, FEW, "signed b0 base", ridge=60.0, solver=NonNegative()),
 ]
-BOUNDED += [Case(12, FEW, "signed b0 base", ridge=60.0, solver=NonNegative())]
 TENSOR = [Case(k, (k, k + 1, 300, 513), f"{EVERYTHING} tensor") for k in (50, 96, 256)]
-TENSOR += [Case(50, FEW, "signed b0 tensor", ridge=60.0)]
 LONG = (65, 129, 257, 300, 650)
 SPLIT = [
     Case(12, LONG, EVERYTHING, segment=32),
-    Case(50, LONG, "root b0 scaled", segment=32, solver=ConjugateGradient(4)),
-    Case(96, LONG, "signed b0 base tensor", ridge=60.0, segment=32, solver=NonNegative(1)),
+    Case(129, LONG, "root b0 scaled", segment=32, solver=ConjugateGradient(4)),
+    Case(170, LONG, "signed b0 base tensor", ridge=60.0, segment=32, solver=NonNegative(1)),
 ]
 OTHERS = SIGNED + HALF + STEPS + BOUNDED + TENSOR + SPLIT
 
@@ -118,11 +115,13 @@ def test_every_rung_is_tried():
     plans = [Case(k, lengths).plan()[1] for k in (*range(1, 258), *range(300, 1500, 100))]
     tried = [case.plan()[1] for case in EVERY_WIDTH + ALL_LENGTHS]
 
-    def rungs(plans):
-        return {(launch.kernel, launch.macros) for launches in plans for launch in launches}
+    def rungs(plans, *names):
+        found = [(one.kernel, dict(one.macros)) for launches in plans for one in launches]
+        return {(kernel, *(macros.get(name) for name in names)) for kernel, macros in found}
 
-    assert rungs(plans) == rungs(tried)
-    assert {launch.chunk == 520 for launch in tried[-2] if launch.chunk} == {True, False}
+    for names in (("EDGE", "TILES", "UNITS"), ("WARPS",)):
+        assert rungs(plans, *names) == rungs(tried, *names)
+    assert {launch.chunk == 520 for launch in tried[-3] if launch.chunk} == {True, False}
 
 
 @cases(*ALL_LENGTHS, *EVERY_WIDTH[1::2])
@@ -302,7 +301,7 @@ def test_steps_on_singular_systems_end(case):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-@cases(EVERY_WIDTH[9], *HALF[1:], STEPS[4], BOUNDED[0], *SPLIT)
+@cases(EVERY_WIDTH[9], *HALF[1:], STEPS[1], BOUNDED[1], *SPLIT)
 def test_unusable_factors_spoil_no_other_row(case, value):
     problem = draw(case)
     indptr, indices = (problem.arrays[name] for name in ("indptr", "indices"))
@@ -336,7 +335,7 @@ def test_the_order_of_threads_changes_nothing(case):
         assert run(problem, order=order).same_as(expected)
 
 
-@cases(EVERY_WIDTH[-1], STEPS[4], BOUNDED[0], *SPLIT)
+@cases(EVERY_WIDTH[-1], STEPS[1], BOUNDED[1], *SPLIT)
 def test_rows_do_not_depend_on_their_company(case):
     problem = draw(case)
     rows, launches = case.plan()
@@ -351,7 +350,7 @@ def test_rows_do_not_depend_on_their_company(case):
 def test_segments_of_any_length_agree(case):
     problem, wanted = draw(case), run(draw(case))
     size = np.linalg.norm(wanted.z, axis=1)
-    for segment in (16, 41, 100, 1000):
+    for segment in (16, 21, 31):
         found = run(replace(problem, case=replace(case, segment=segment)))
         assert (np.linalg.norm(found.z - wanted.z, axis=1) <= 1e-5 * size).all()
 
@@ -447,7 +446,7 @@ def test_every_objective(cupy, name, kind):
     assert stats.singular == 0
 
 
-@pytest.mark.parametrize("name", ["explicit, weighted", "biases and mean", "implicit", "ials"])
+@pytest.mark.parametrize("name", ["explicit, weighted", "biases and mean", "ials"])
 def test_wide_factors(cupy, name):
     """Forty: rows on every rung up to 39 entries."""
     case = make_case(name, 40)
