@@ -280,7 +280,8 @@ def _primal(
         return None
     edge = 8 if size <= 64 else 16
     blocks = 6 if edge == 8 else 2 if size <= 128 else 1
-    if isinstance(solver, NonNegative):  # takes the most registers
+    # These need more registers than two blocks have each.
+    if isinstance(solver, NonNegative) or (limits.architecture == 80 and size == 128):
         blocks = 1
     macros = {
         "EDGE": edge,

@@ -181,23 +181,22 @@ __device__ __forceinline__ void update_panel(SharedPanels matrix, int p) {
     }
 }
 
-// How ill-conditioned a factored matrix looks: the largest ratio of a diagonal element to its pivot,
-// or kSingular where a pivot is no more than rounding noise. Solutions in float32 are off by about
-// 1e-6 times this number; from kRefine on they are worth a step of iterative refinement.
-constexpr float kRefine = 16.f;
-constexpr float kSingular = 3e38f;
+// How a factored matrix looks, by the largest ratio of a diagonal element to its pivot. Solutions in
+// float32 are off by about 1e-6 times that ratio, so from 16 on they are worth a step of iterative
+// refinement; where a pivot is no more than rounding noise there is no solution.
+constexpr int kGood = 0, kIll = 1, kSingular = 2;
 
-__device__ __forceinline__ float pivot_spread(float diagonal, float root, int size) {
-    const float spread = __fdividef(diagonal, root * root);
-    return spread * (size * kEpsilon) < 1.f ? spread : kSingular;
+__device__ __forceinline__ int condition_of(float diagonal, float root, int size) {
+    const float ratio = __fdividef(diagonal, root * root);
+    return ratio <= 16.f ? kGood : (ratio * (size * kEpsilon) < 1.f ? kIll : kSingular);
 }
 
 // Factors the matrix in place and turns its right-hand side into L^-1 rhs. `diagonal` holds the
 // matrix's diagonal; `scratch` has room for kExchange floats for each warp. The whole block calls
-// it, after the matrix is complete; returns, to every thread, the spread of the pivots. From column
-// `active` on the matrix is the identity.
+// it, after the matrix is complete; returns, to every thread, how the matrix looks. From column
+// `active` on it is the identity.
 template <int THREADS>
-__device__ float factor(SharedPanels matrix, int active, Shared<float> diagonal,
+__device__ int factor(SharedPanels matrix, int active, Shared<float> diagonal,
                         Shared<float> scratch) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1  // one copy of the code: it is long
@@ -224,9 +223,10 @@ __device__ float factor(SharedPanels matrix, int active, Shared<float> diagonal,
         __syncthreads();
     }
     const int r = threadIdx.x;
-    const float spread =
-        r < matrix.size ? pivot_spread(diagonal[r], *matrix.element(r, r), matrix.size) : 0.f;
-    return block_max<THREADS>(spread, scratch);
+    int condition = kGood;
+    if (r < matrix.size) condition = condition_of(diagonal[r], *matrix.element(r, r), matrix.size);
+    if (__syncthreads_or(condition == kSingular)) return kSingular;
+    return __syncthreads_or(condition == kIll) ? kIll : kGood;
 }
 
 // Reads the right-hand side that `factor` left into y, shape (size,).

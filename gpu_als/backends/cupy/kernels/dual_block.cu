@@ -143,7 +143,7 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     if (tid < SIZE) *s.element(SIZE, tid) = t;
     __syncthreads();
 
-    const float spread = factor<THREADS>(s, n, diagonal, scratch);
+    const int condition = factor<THREADS>(s, n, diagonal, scratch);
     take_right_hand_side(s, u);
     solve_back<THREADS>(s, u, scratch);
 
@@ -173,7 +173,7 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
         row = Row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
         n = int(row.count);
         add_combination(weights);
-        if (weights == error || !(spread > kRefine) || spread == kSingular) break;
+        if (weights == error || condition != kIll) break;
         if (tid < SIZE) error[tid] = tid < n ? tau[tid] - row.shift * u[tid] - q : 0.f;
         __syncthreads();
         solve_forward<THREADS>(s, error);
@@ -213,7 +213,7 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
     residual = block_sum<THREADS>(residual, scratch);
     rhs = block_sum<THREADS>(rhs, scratch);
     loss = block_sum<THREADS>(loss, scratch);
-    const bool good = spread < kSingular && row.shift > 0.f;
+    const bool good = condition != kSingular && row.shift > 0.f;
     const float share = good ? relative(residual, rhs) : no_number();
     if (share <= problem.residual_limit)
         for (int c = tid; c < stride; c += THREADS)

@@ -104,7 +104,9 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     __syncwarp();
     store_row(s + own * LD, a);
     __syncwarp();
-    const float spread = group_max(pivot_spread(diagonal, s[own * LD + own], N));
+    const int own_condition = condition_of(diagonal, s[own * LD + own], N);
+    const bool singular = __any_sync(kFullWarp, own_condition == kSingular) || !(row.shift > 0.f);
+    const bool refine = __any_sync(kFullWarp, own_condition == kIll) && !singular;
     substitute_back(u, s, LD);
     store_row(y, u);
     __syncwarp();
@@ -125,7 +127,7 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
         if (lane < n)
             for (int c = 0; c < stride; c += 4)
                 q = add_dot(q, load4(w + lane * ld + c), load4(z + c));
-        if (turn > 0 || !(spread > kRefine) || spread == kSingular) break;
+        if (turn > 0 || !refine) break;
         const float left = lane < n ? entry.tau - row.shift * y[own] - q : 0.f;
         __syncwarp();
         if (lane < N) y[lane] = left;
@@ -159,7 +161,7 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     }
     float share = relative(group_sum(residual), group_sum(rhs));
     loss = group_sum(loss);
-    if (!(spread < kSingular && row.shift > 0.f)) share = no_number();
+    if (singular) share = no_number();
     if (share <= problem.residual_limit)
         for (int c = lane; c < stride; c += 32)
             Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale_of(c);

@@ -45,7 +45,7 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
     __syncthreads();
     finish_system(problem, row, lhs, v);
     Shared<float> rest = area + AREA;  // the solver's, then the check's
-    const float spread = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, rest);
+    const int condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, rest);
     const float loss = Check::run(problem, row, row.first, row.count, v.z, rest, v.scratch);
-    write_row(problem, row, spread, loss, rest, lhs, v);
+    write_row(problem, row, condition, loss, rest, lhs, v);
 }

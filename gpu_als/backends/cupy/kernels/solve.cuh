@@ -2,7 +2,7 @@
 //
 // The system is complete except for what all rows share: `finish_system` adds shift, base and b0.
 // Then SOLVER picks what happens to it: CHOLESKY, CONJUGATE_GRADIENT or NON_NEGATIVE. Each leaves
-// z in shared memory and returns the spread of the pivots (cholesky.cuh), kSingular where it failed; `Vectors` is the shared memory besides the panels.
+// z in shared memory and returns how the matrix looks (cholesky.cuh), kSingular where it failed; `Vectors` is the shared memory besides the panels.
 #pragma once
 #include "cholesky.cuh"
 
@@ -71,12 +71,12 @@ template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = 0;
 
-    static __device__ float solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
+    static __device__ int solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
                                   const Vectors<THREADS, SIZE>& v, Shared<float>) {
-        const float spread = factor<THREADS>(lhs, problem.k, v.diagonal, v.scratch);
+        const int condition = factor<THREADS>(lhs, problem.k, v.diagonal, v.scratch);
         take_right_hand_side(lhs, v.z);
         solve_back<THREADS>(lhs, v.z, v.scratch);
-        return spread;
+        return condition;
     }
 };
 
@@ -87,7 +87,7 @@ template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = SIZE;
 
-    static __device__ float solve(const HalfSweep& problem, const Row& row, SharedPanels lhs,
+    static __device__ int solve(const HalfSweep& problem, const Row& row, SharedPanels lhs,
                                  const Vectors<THREADS, SIZE>& v, Shared<float> direction) {
         const int c = threadIdx.x;
         float z = 0.f;
@@ -119,7 +119,7 @@ struct SystemSolver {
             if (c < SIZE) direction[c] = next;
         }
         if (c < SIZE) v.z[c] = z;
-        return __syncthreads_and(z - z == 0.f) ? 1.f : kSingular;  // finite
+        return __syncthreads_and(z - z == 0.f) ? kGood : kSingular;  // finite
     }
 };
 
@@ -130,7 +130,7 @@ template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = panel_floats(SIZE);
 
-    static __device__ float solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
+    static __device__ int solve(const HalfSweep& problem, const Row&, SharedPanels lhs,
                                  const Vectors<THREADS, SIZE>& v, Shared<float> at) {
         const SharedPanels trial = {at, SIZE};
         const int c = threadIdx.x, warp = threadIdx.x / 32;
@@ -166,7 +166,7 @@ struct SystemSolver {
             if (count == 0) {
                 if (bound) v.z[c] = fmaxf(x, 0.f);
                 __syncthreads();
-                return 1.f;
+                return kGood;
             }
             patience = count < fewest ? 3 : patience - 1;
             fewest = min(count, fewest);
@@ -185,7 +185,7 @@ struct SystemSolver {
 // iterative refinement where the factor in `lhs` is ill-conditioned, and writes it. The loss stays
 // that of the first z: at a minimum the difference is of second order.
 template <int THREADS, int SIZE>
-__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, float spread,
+__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, int condition,
                                           float loss, Shared<float> sums, SharedPanels lhs,
                                           const Vectors<THREADS, SIZE>& v) {
     float residual = 0.f, rhs = 0.f, rest = 0.f;
@@ -212,10 +212,10 @@ __device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& r
 #if SOLVER == CONJUGATE_GRADIENT
     if (share == share) share = 0.f;  // its residual is no sign of failure
 #endif
-    if (spread == kSingular) share = no_number();
+    if (condition == kSingular) share = no_number();
     const bool good = share <= problem.residual_limit;
 #if SOLVER == CHOLESKY
-    if (good && spread > kRefine) {
+    if (good && condition == kIll) {
         solve_forward<THREADS>(lhs, sums);
         solve_back<THREADS>(lhs, sums, v.scratch);
         for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] -= sums[c];

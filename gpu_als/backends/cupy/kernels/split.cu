@@ -9,7 +9,7 @@
 // the segments of row i are bounds[i] to bounds[i + 1]. Each segment's share in `shares` is SHARE
 // floats, the panels as they are in shared memory; that of a row's first segment then takes the
 // factored panels. `checks` holds CHECK floats for each segment, the check's sums and the loss;
-// `solutions` 2 SIZE + 1 for each row: z, rhs and the spread of the pivots.
+// `solutions` 2 SIZE + 1 for each row: z, rhs and how its matrix looks.
 //
 // Macros and shared memory: as in primal.cu.
 #include "check.cuh"
@@ -70,14 +70,14 @@ split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, float* 
     }
     __syncthreads();
     finish_system(problem, row, lhs, v);
-    const float spread = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + AREA);
+    const int condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + AREA);
     for (int e = threadIdx.x; e < SHARE; e += THREADS) shares[first * SHARE + e] = area[e];
     Global<float> solution = Global<float>(solutions_) + int64(blockIdx.x) * SOLUTION;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
         solution[c] = v.z[c];
         solution[SIZE + c] = v.rhs[c];
     }
-    if (threadIdx.x == 0) solution[2 * SIZE] = spread;
+    if (threadIdx.x == 0) solution[2 * SIZE] = float(condition);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -109,7 +109,7 @@ split_finish(HalfSweep problem, const int64* rows_, const int64* bounds_, const 
     const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
     const int64 first = bounds[blockIdx.x], last = bounds[blockIdx.x + 1];
     Global<const float> solution = Global<const float>(solutions_) + int64(blockIdx.x) * SOLUTION;
-    const float spread = solution[2 * SIZE];
+    const int condition = int(solution[2 * SIZE]);
     float loss = 0.f;
     for (int64 s = first; s < last; ++s) loss += checks[s * CHECK + SIZE];
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
@@ -119,8 +119,8 @@ split_finish(HalfSweep problem, const int64* rows_, const int64* bounds_, const 
         v.z[c] = solution[c];
         v.rhs[c] = solution[SIZE + c];
     }
-    if (spread > kRefine)  // the factored matrix, for refinement
+    if (condition == kIll)  // the factored matrix, for refinement
         for (int e = threadIdx.x; e < SHARE; e += THREADS) area[e] = shares[first * SHARE + e];
     __syncthreads();
-    write_row(problem, row, spread, loss, sums, {area, SIZE}, v);
+    write_row(problem, row, condition, loss, sums, {area, SIZE}, v);
 }
