@@ -244,7 +244,6 @@ def test_repeated_entries_count_as_often_as_they_are_stored():
 
 def test_a_failed_factorisation_without_an_error_is_noticed(monkeypatch):
     """As CuPy does it: the matrix comes back half done, with a plausible diagonal."""
-
     whole = np.linalg.cholesky
 
     def half_done(matrix):
