@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import cuda_on_cpu
 import numpy as np
+import pytest
 from helpers import nonnegative_minimiser, ragged_rows
 
 from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
@@ -30,6 +31,9 @@ from gpu_als.backends.stats import RESIDUAL_LIMIT
 from gpu_als.data.packing import pack_rows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
 
+NEEDS_COMPILER = pytest.mark.skipif(
+    not cuda_on_cpu.have_compiler(), reason="kernels are compiled by g++, which is not here"
+)
 EPSILON = float(np.finfo(np.float32).eps)
 LIMIT = RESIDUAL_LIMIT[np.dtype(np.float32)]
 H100 = DeviceLimits(90, 232448, 233472)
@@ -109,6 +113,11 @@ class Case:
         ]
 
 
+def cases(*described):
+    """Run a test for each of some cases."""
+    return pytest.mark.parametrize("case", described, ids=str)
+
+
 def compile_all(cases, *, count=False):
     """Compile the kernels of some cases, several at a time."""
     specialisations = dict.fromkeys(spec for case in cases for spec in case.specialisations())
@@ -120,12 +129,13 @@ def compile_all(cases, *, count=False):
 
 
 def load(file, function, macros, patch=(), *, count=False):
-    """Compile one kernel."""
+    """Compile one kernel; unless patched or counting, it is the one that the backend compiles."""
     source = source_of(file)
     for old, new in patch:
         assert source.count(old) == 1
         source = source.replace(old, new)
-    return cuda_on_cpu.load(source, function, dict(macros), count=count)
+    defines = "".join(f"#define {name} {value}\n" for name, value in macros)
+    return cuda_on_cpu.load(defines + source, function, count=count)
 
 
 @dataclass(frozen=True, eq=False)

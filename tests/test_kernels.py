@@ -14,7 +14,9 @@ from helpers import CASES, make_case, random_ratings
 from kernel_cases import (
     EVERYTHING,
     LIMIT,
+    NEEDS_COMPILER,
     Case,
+    cases,
     check,
     compile_all,
     draw,
@@ -33,9 +35,7 @@ from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
 from gpu_als.training import solve_side
 
-pytestmark = pytest.mark.skipif(
-    not cuda_on_cpu.have_compiler(), reason="kernels are compiled by g++, which is not here"
-)
+pytestmark = NEEDS_COMPILER
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,10 +55,6 @@ def one_thread():
         yield
 
 
-def cases(*described):
-    return pytest.mark.parametrize("case", described, ids=str)
-
-
 def boundaries(k):
     """Return lengths around those at which kernels change, and tiles and strips end."""
     ends = (1, 8, 16, 24, 32, 64, 128, 256, k)
@@ -75,8 +71,6 @@ ALL_LENGTHS = [
     Case(520, (33, 256), "root b0 ridges"),
     Case(1400, (1, 8, 9, 16, 17, 24, 25, 32), EVERYTHING),
 ]
-
-
 FEW = (1, 2, 5, 8, 9, 16, 17, 31, 32, 33, 49, 50, 51, 64, 65, 100, 128, 129, 300)
 # Negative weights need a ridge that keeps the systems definite.
 SIGNED = [
@@ -250,7 +244,6 @@ SPOILT_BLOCK = "if (tid % 2 && tid < SIZE) u[tid] *= 1.05f; __syncthreads();\n" 
     Case(50, (9, 10, 16), "root b0", ridge=10.0, patch=((SOLVED_DUAL, SPOILT_WARP),)),
     Case(50, (33, 40), "root b0", ridge=30.0, patch=((SOLVED_DUAL, SPOILT_BLOCK),)),
     Case(170, (170, 300), "root b0", ridge=30.0, patch=((SOLVED, SPOILT),)),
-    Case(12, LONG, "root b0", ridge=30.0, segment=32, patch=((SOLVED, SPOILT),)),
 )
 def test_the_residual_is_that_of_the_solution(case):
     """Solutions that are wrong by a few percent, for it to be more than rounding."""
@@ -277,6 +270,22 @@ def test_singular_rows_are_refused(case):
     result = run(problem)
     assert np.isnan(result.residual).all()
     np.testing.assert_array_equal(result.z, problem.arrays["z"])
+
+
+@cases(*(Case(k, (*FEW, 10, 11, 13, 14, 15), "signed b0", ridge=1.0) for k in (12, 129)))
+def test_indefinite_rows_are_refused(case):
+    """And those among them that are definite are not."""
+    problem = draw(case)
+    result = run(problem)
+    smallest, largest = np.array(
+        [np.linalg.eigvalsh(problem.row(u).lhs)[[0, -1]] for u in range(len(case.lengths))]
+    ).T
+    definite, indefinite = smallest > 1e-2 * largest, smallest < -1e-2 * largest
+    assert definite.sum() > 3
+    assert indefinite.sum() > 3
+    check(result, np.flatnonzero(definite))
+    assert np.isnan(result.residual[indefinite]).all()
+    np.testing.assert_array_equal(result.z[indefinite], problem.arrays["z"][indefinite])
 
 
 @cases(Case(12, (12, 20, 64, 65, 300, 650), "root", ridge=0.0, segment=32))

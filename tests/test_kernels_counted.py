@@ -8,16 +8,13 @@ from collections import Counter
 from dataclasses import replace
 from importlib import resources
 
-import cuda_on_cpu
 import numpy as np
 import pytest
-from kernel_cases import EVERYTHING, Case, check, compile_all, draw, run
+from kernel_cases import EVERYTHING, NEEDS_COMPILER, Case, cases, check, compile_all, draw, run
 
 from gpu_als.solvers import ConjugateGradient, NonNegative
 
-pytestmark = pytest.mark.skipif(
-    not cuda_on_cpu.have_compiler(), reason="kernels are compiled by g++, which is not here"
-)
+pytestmark = NEEDS_COMPILER
 
 STEEP = {"ridge": 1e-3, "spectrum": 1e-2}  # so ill-conditioned that solutions are refined
 SHORT = (Case(64, (3, 8), EVERYTHING), Case(64, (30, 32), EVERYTHING))
@@ -34,10 +31,6 @@ REFINED = tuple(
     for case in (*SHORT, *RESIDENT, CHUNKED, *PRIMAL, TENSOR, SPLIT)
 )
 EXACT = (*SHORT, *RESIDENT, CHUNKED, *PRIMAL, TENSOR, HALF, SPLIT, *REFINED)
-
-
-def cases(*described):
-    return pytest.mark.parametrize("case", described, ids=str)
 
 
 @pytest.fixture(scope="module", autouse=True)
