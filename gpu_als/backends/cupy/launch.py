@@ -171,7 +171,9 @@ def plan_half_sweep(
     rest: list[tuple[int, int]] = []
     for span in packing.spans:
         place = span.start
-        for longest, launch in _ladder(span, n_factors, solver, limits, tensor_cores, segment):
+        for longest, launch in _ladder(
+            span, n_factors, solver, limits, tensor_cores, stored_half, segment
+        ):
             stop = span.place_above(longest)
             if stop <= place:
                 continue
@@ -191,6 +193,7 @@ def _ladder(
     solver: Solver,
     limits: DeviceLimits,
     tensor_cores: bool,
+    stored_half: bool,
     segment: int,
 ) -> Iterator[tuple[int, Launch | None]]:
     """Yield, from short to long rows, the longest row of a class and its launch."""
@@ -206,7 +209,14 @@ def _ladder(
         shortest_primal = n_factors
     else:
         shortest_primal = 1
-    primal = _primal(n_factors, solver, limits, signed=not span.definite, tensor_cores=tensor_cores)
+    primal = _primal(
+        n_factors,
+        solver,
+        limits,
+        signed=not span.definite,
+        tensor_cores=tensor_cores,
+        stored_half=stored_half,
+    )
     if primal is None:
         yield _ANY_LENGTH, None
         return
@@ -271,7 +281,13 @@ def _chunk(entries: int, edge: int, n_factors: int, limits: DeviceLimits) -> int
 
 
 def _primal(
-    n_factors: int, solver: Solver, limits: DeviceLimits, *, signed: bool, tensor_cores: bool
+    n_factors: int,
+    solver: Solver,
+    limits: DeviceLimits,
+    *,
+    signed: bool,
+    tensor_cores: bool,
+    stored_half: bool = False,
 ) -> Launch | None:
     """Return how rows are solved in the primal form; None if the system does not fit."""
     size = round_up(n_factors, 32)
@@ -281,7 +297,8 @@ def _primal(
     edge = 8 if size <= 64 else 16
     blocks = 6 if edge == 8 else 2 if size <= 128 else 1
     # These need more registers than two blocks have each.
-    if isinstance(solver, NonNegative) or (limits.architecture == 80 and size == 128):
+    hungry = signed or stored_half or (limits.architecture == 80 and size == 128)
+    if isinstance(solver, NonNegative) or (edge == 16 and hungry):
         blocks = 1
     macros = {
         "EDGE": edge,
