@@ -305,6 +305,9 @@ class Fused:
 
     def _rest(self, problem: DeviceProblem, left: np.ndarray, k: int) -> RowProblem:
         """Return the problem of the rows at these places, in ascending order."""
+        if not len(left):  # nothing as long as the data need be touched
+            nothing = pack_rows(left, k, self.batch_elements)
+            return replace(problem, packing=nothing)
         host = problem.host
         indefinite = np.zeros(len(left), bool)
         for span in host.packing.spans:
