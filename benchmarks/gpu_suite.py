@@ -30,42 +30,45 @@ memory, which the first iteration moves to the device: that one is not counted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import faulthandler
-import importlib
-import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
-from gpu_floor import Ceilings, Work, measure_ceilings, median_ms
-from gpu_shapes import MEAN_VALUE, SHAPES, Matrix, Shape
+from gpu_floor import Work, median_ms
+from gpu_run import Row, Section, Table, failures, run_sections, text_of, write_whole
+from gpu_shapes import SHAPES
+from gpu_task import (
+    ALPHA,
+    OBJECTIVES,
+    SAMPLED_ROWS,
+    SOLVER,
+    TOLERANCE,
+    Bench,
+    Task,
+    judged,
+    relative_errors,
+)
 
 import gpu_als
 from gpu_als.backends.cupy.launch import Launch, stride_of
 from gpu_als.backends.frame import make_frame
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import BackendError
-from gpu_als.objectives import IALS, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky
 from gpu_als.training import solve_side
-
-Row = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -76,231 +79,11 @@ MAIN_K = 128
 KERNEL_KS = (128, 64)
 EPOCH_KS = (512, 1024, 2048, 4096, 8192)
 QUICK_EPOCH_KS = (512, 1024)
-QUICK_DIVISOR = 20
-SMALL = Shape(3_000, 1_200, 180_000, 30)
-
-ALPHA = 2.0  # confidences of 2 to 10: none is 1, whose entries would need no system
-OBJECTIVES = {
-    "explicit": Explicit(0.048, count_scaled=True, mean=MEAN_VALUE),
-    "implicit": Implicit(0.01, ALPHA),
-    "ials": IALS(0.003, unobserved_weight=0.1, exponent=1.0),
-}
-SOLVER = Cholesky()
-TOLERANCE = 2e-5
-SAMPLED_ROWS = 100
 
 TOTAL_SECONDS = 520.0
-_SLACK = 1.25  # how far a single measurement may outrun its section's limit,
-_GRACE = 5.0  # and how many seconds the end of the whole run
 
 
-class TimeIsUp(Exception):
-    """A section has used its time."""
-
-
-class Bench:
-    """What the sections share: the device, its ceilings, matrices that were drawn."""
-
-    def __init__(self, xp: Any, *, quick: bool = False) -> None:
-        self.xp = xp
-        self.quick = quick
-        self.left: Callable[[], float] = lambda: TOTAL_SECONDS
-        self._matrices: dict[str, Matrix] = {}
-        self._backends: dict[tuple[str, bool], Any] = {}
-
-    @cached_property
-    def ceilings(self) -> Ceilings:
-        """What this device does at best."""
-        sizes = {"size": 1024, "copied": 1 << 26} if self.quick else {}
-        return measure_ceilings(self.xp, **sizes)
-
-    @cached_property
-    def small(self) -> Matrix:
-        """A matrix on which everything is quick."""
-        return SMALL.draw()
-
-    @cached_property
-    def peer(self) -> Any:
-        """``implicit``'s GPU class, or why there is none."""
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            try:
-                gpu = importlib.import_module("implicit.gpu")
-                if gpu.HAS_CUDA:
-                    return importlib.import_module("implicit.gpu.als").AlternatingLeastSquares
-            except ImportError as error:
-                return f"implicit is not here: {error}"
-        reasons = [str(one.message) for one in said] or ["its GPU code needs the package rmm"]
-        return f"implicit cannot use this GPU: {'; '.join(reasons)}"
-
-    def backend(self, precision: str = "float32", *, fused: bool = True) -> Any:
-        """Return our backend, always the same one for the same options."""
-        from gpu_als.backends.cupy.backend import CupyBackend
-
-        key = precision, fused
-        if key not in self._backends:
-            self._backends[key] = CupyBackend(precision, fused=fused)
-        return self._backends[key]
-
-    def shape(self, name: str) -> Shape:
-        """Return one of the shapes, a small one for a quick run."""
-        return SHAPES[name].scaled(QUICK_DIVISOR) if self.quick else SHAPES[name]
-
-    def matrix(self, name: str) -> Matrix:
-        """Return the matrix of that shape, drawn once."""
-        if name not in self._matrices:
-            self._matrices[name] = self.shape(name).draw()
-        return self._matrices[name]
-
-    def free_bytes(self) -> int:
-        """Return how much device memory is to be had, once the pool has given back its own."""
-        xp = self.xp
-        xp.get_default_memory_pool().free_all_blocks()
-        return int(xp.cuda.runtime.memGetInfo()[0])
-
-    def refusal(self, needed: int) -> str | None:
-        """Say why something is not tried, if the device is too small for it."""
-        free = self.free_bytes()
-        if needed <= free:
-            return None
-        return f"refused: needs about {needed / 1e9:.1f} GB of device memory, {free / 1e9:.1f} free"
-
-
-class Task:
-    """One objective on one matrix at one width, on the device."""
-
-    def __init__(
-        self, bench: Bench, matrix: Matrix, objective: str, k: int, precision: str = "float32"
-    ) -> None:
-        xp = self.xp = bench.xp
-        self.bench, self.matrix, self.objective, self.k = bench, matrix, objective, k
-        self.precision = precision
-        self.backend = backend = bench.backend(precision)
-        self.lengths = [np.diff(rows.indptr) for rows in matrix.sides]
-        self.work = [Work.of(lengths, k) for lengths in self.lengths]
-        self.problems = [
-            backend.load(OBJECTIVES[objective].row_problem(rows, k, backend.batch_elements, side))
-            for rows, side in zip(matrix.sides, ("users", "items"), strict=True)
-        ]
-        users, items = (len(lengths) for lengths in self.lengths)
-        start = xp.random.default_rng(k).standard_normal((items, k), dtype=np.float32)
-        start = xp.asarray(start / np.float32(np.sqrt(k)))
-        self.factors = [xp.zeros((users, k), np.float32), start]
-        self.launches = [0, 0]
-
-    def half(self, side: int, backend: Any = None) -> None:
-        """Solve the users (0) or the items (1)."""
-        stats = solve_side(
-            backend or self.backend, self.problems[side], self.factors[1 - side],
-            self.factors[side], SOLVER,
-        )  # fmt: skip
-        self.launches[side] = stats.launches
-
-    def time(self, backend: Any = None, **options: Any) -> Row:
-        """Time whole iterations, after one on a small matrix that compiles and loads things."""
-        self.backend.compile_kernels(self.k)
-        few = min(self.k, max(KS))
-        small = Task(self.bench, self.bench.small, self.objective, few, self.precision)
-        for side in (0, 1):
-            small.half(side, backend)
-        steps = [partial(self.half, side, backend) for side in (0, 1)]
-        (users, items), rounds = median_ms(self.xp, steps, **options)
-        ms = float(users + items)
-        return {
-            "ms": ms,
-            "users_ms": float(users),
-            "items_ms": float(items),
-            **self.bench.ceilings.achieved(ms, *self.work),
-            "launches": "+".join(map(str, self.launches)),
-            "rounds": rounds,
-        }
-
-    def check(self, most: int = SAMPLED_ROWS) -> Row:
-        """Solve each side twice; compare the bits, and a row of every length with float64."""
-        xp, same, errors = self.xp, True, []
-        for side in (0, 1):
-            self.half(side)
-            first = self.factors[side].copy()
-            self.half(side)
-            second = self.factors[side]
-            same &= bool((first.view(np.int32) == second.view(np.int32)).all())
-            rows = sampled_rows(self.lengths[side], most)
-            args = self.objective, self.matrix.sides[side], self.factors[1 - side], rows
-            errors += relative_errors(
-                xp.asnumpy(second[xp.asarray(rows)]), xp.asnumpy(exact_rows(xp, *args))
-            ).tolist()
-        return {
-            "rows": len(errors),
-            "median_error": float(np.median(errors)),
-            "max_error": float(np.max(errors)),
-            "repeatable": same,
-        }
-
-
-def sampled_rows(lengths: np.ndarray, most: int) -> np.ndarray:
-    """Return a random row of every length, to 5%, or of ``most`` lengths between the extremes."""
-    order = np.random.default_rng(len(lengths)).permutation(len(lengths))
-    classes = np.rint(np.log(np.maximum(lengths[order], 0.5)) / np.log(1.05))
-    _, first = np.unique(classes, return_index=True)
-    places = np.unique(np.linspace(0, len(first) - 1, min(most, len(first))).astype(int))
-    return order[first[places]]
-
-
-def relative_errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Return ``|found - expected| / |expected|`` of each row; no row may be NaN and pass."""
-    size = np.linalg.norm(expected, axis=1)
-    errors = np.linalg.norm(found - expected, axis=1) / np.where(size > 0, size, 1)
-    return np.where(np.isnan(errors), np.inf, errors)
-
-
-def weights(objective: str, values: Any, n_fixed: int) -> tuple[Any, Any, float, float]:
-    """Return a row's gram and target weights, the weight of its base, and its ridge.
-
-    Straight from the definitions, beside the package's own.
-    """
-    values, n, model = values.astype(np.float64), len(values), OBJECTIVES[objective]
-    if objective == "explicit":
-        return values * 0 + 1, values - MEAN_VALUE, 0.0, model.regularization * max(n, 1)
-    if objective == "implicit":
-        return ALPHA * values - 1, ALPHA * values, 1.0, model.regularization
-    cells = n + model.unobserved_weight * n_fixed
-    return values, values, model.unobserved_weight, model.regularization * cells**model.exponent
-
-
-def exact_rows(xp: Any, objective: str, sparse: SparseRows, fixed: Any, rows: np.ndarray) -> Any:
-    """Return some rows' solutions in float64 by the primal form, nothing of ours involved."""
-    n_fixed, k = fixed.shape
-    block = max(1, (1 << 25) // k)
-
-    def gram(columns: Any, weight: Any) -> Any:
-        total = xp.zeros((k, k))
-        for start in range(0, len(columns), block):
-            part = slice(start, start + block)
-            wide = fixed[columns[part]].astype(np.float64)
-            total += wide.T @ (weight[part, None] * wide)
-        return total
-
-    everything = gram(xp.arange(n_fixed), xp.ones(n_fixed)) if objective != "explicit" else 0
-    solved = xp.zeros((len(rows), k))
-    for number, row in enumerate(rows):
-        part = slice(*(int(end) for end in sparse.indptr[row : row + 2]))
-        columns = xp.asarray(sparse.indices[part])
-        g, t, base, ridge = weights(objective, xp.asarray(sparse.values[part]), n_fixed)
-        lhs = gram(columns, g) + base * everything + ridge * xp.eye(k)
-        rhs = xp.zeros(k)
-        for start in range(0, len(columns), block):
-            some = slice(start, start + block)
-            rhs += t[some] @ fixed[columns[some]].astype(np.float64)
-        solved[number] = xp.linalg.solve(lhs, rhs)
-    return solved
-
-
-def judged(row: Row) -> Row:
-    """Add whether a check has passed."""
-    return {**row, "ok": row["repeatable"] and row["max_error"] <= TOLERANCE}
-
-
-# The sections: generators of rows. Between two rows their time is looked at.
+# The sections: generators of rows. gpu_run.py runs them.
 
 
 def ceilings(bench: Bench) -> Iterator[Row]:
@@ -461,19 +244,15 @@ def _frame(task: Task, side: int) -> Any:
 
 
 def _launches(task: Task, side: int) -> Iterator[tuple[Launch, Callable[[], None], np.ndarray]]:
-    """Yield each launch of a half-sweep's plan, what runs it, and its rows' lengths.
-
-    The same steps as in ``Fused.solve``, but one launch at a time.
-    """
-    xp, problem, fused = task.xp, task.problems[side], task.backend._fused
+    """Yield each launch of a half-sweep's plan, what runs it, and its rows' lengths."""
+    xp, problem, fused = task.xp, task.problems[side], task.backend.fused
     n_rows, k = task.factors[side].shape
     frame = _frame(task, side)
     z = xp.zeros((n_rows, stride_of(k)), np.float32)
-    residual, objective = (xp.zeros(n_rows, np.float32) for _ in range(2))
-    sweep = fused._describe(problem, frame, SOLVER, z, residual, objective)
+    sweep = fused.describe(problem, frame, SOLVER, z)
     lengths = task.lengths[side][xp.asnumpy(problem.places)]
     for launch in fused.plan(problem, frame, SOLVER).launches:
-        run = partial(fused._run, launch, problem, sweep)
+        run = partial(fused.launch, launch, sweep)
         yield launch, run, lengths[launch.start : launch.stop]
 
 
@@ -517,7 +296,7 @@ def epochs(bench: Bench) -> Iterator[Row]:
         del task
 
 
-SECTIONS: dict[str, tuple[Callable[[Bench], Iterator[Row]], float]] = {
+SECTIONS: dict[str, Section] = {
     "ceilings": (ceilings, 10),
     "compile": (compile_kernels, 40),
     "tests": (run_tests, 80),
@@ -609,131 +388,6 @@ def environment(xp: Any) -> Row:
     }
 
 
-class Table:
-    """Prints rows in the columns of the first; rows of another kind as ``name=value``."""
-
-    def __init__(self) -> None:
-        self._columns: tuple[str, ...] = ()
-
-    def show(self, row: Row) -> None:
-        """Print one row, its note last."""
-        cells = {name: value for name, value in row.items() if name != "note"}
-        if cells and not self._columns and "note" not in row:
-            self._columns = tuple(cells)
-            print("  ".join(f"{name:>{_width(name)}}" for name in cells))
-        if tuple(cells) == self._columns:
-            print("  ".join(f"{_text(value):>{_width(name)}}" for name, value in cells.items()))
-        else:
-            words = [f"{name}={_text(value)}" for name, value in cells.items()]
-            print("  ".join([*words, row["note"]] if "note" in row else words))
-        sys.stdout.flush()
-
-
-def _width(name: str) -> int:
-    wide = {"path": 20, "what": 40, "target": 46, "shape": 7, "k": 5, "rows": 8}
-    return wide.get(name, max(len(name), 9))
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "NO"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeIsUp where the interpreter stands when the time has passed."""
-
-    def ring(*_: object) -> None:
-        raise TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def run_section(
-    name: str,
-    bench: Bench,
-    entry: dict[str, Any],
-    limit: float,
-    hard_limit: float,
-    save: Callable[[], None],
-    clock: Callable[[], float],
-) -> None:
-    """Run one section into ``entry``, whatever happens in it.
-
-    Past ``limit`` seconds no further measurement begins; at ``hard_limit`` the one under way ends.
-    """
-    begin, table = clock(), Table()
-    bench.left = lambda: begin + limit - clock()
-    print(f"\n== {name}: {limit:.0f} s at most")
-    try:
-        with _alarm(hard_limit):
-            for row in SECTIONS[name][0](bench):
-                entry["rows"].append(row)
-                table.show(row)
-                save()
-                if bench.left() <= 0:
-                    raise TimeIsUp
-    except TimeIsUp:
-        entry["note"] = (
-            f"stopped after {clock() - begin:.0f} s of {limit:.0f}; the rest is left out"
-        )
-        print(entry["note"])
-    except Exception:
-        entry["error"] = traceback.format_exc()
-        print(entry["error"])
-    entry["seconds"] = clock() - begin
-    save()
-
-
-def run(
-    bench: Bench,
-    names: list[str],
-    results: dict[str, Any],
-    path: Path,
-    total: float,
-    clock: Callable[[], float],
-) -> None:
-    """Run sections one after another, each within its share of what is left of ``total``."""
-    end = clock() + total
-
-    def save() -> None:
-        results["targets"] = targets(results["sections"])
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(results, indent=2) + "\n")
-        unfinished.replace(path)  # never half a file
-
-    for number, name in enumerate(names):
-        entry = results["sections"][name] = {"rows": []}
-        left = end - clock()
-        if left <= 0:
-            entry["note"] = "left out: no time"
-            print(f"\n== {name}: {entry['note']}")
-            save()
-            continue
-        shares = sum(SECTIONS[later][1] for later in names[number:])
-        limit = left * SECTIONS[name][1] / shares
-        hard_limit = min(limit * _SLACK, left + _GRACE)
-        run_section(name, bench, entry, limit, hard_limit, save, clock)
-
-
-def failures(sections: dict[str, dict[str, Any]]) -> list[str]:
-    """Name the sections that failed, or in which a check did."""
-    return [
-        name
-        for name, entry in sections.items()
-        if "error" in entry or any(row.get("ok") is False for row in entry["rows"])
-    ]
-
-
 def main(argv: list[str] | None = None, clock: Callable[[], float] = time.monotonic) -> int:
     """Run the sections, print the tables and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -749,22 +403,27 @@ def main(argv: list[str] | None = None, clock: Callable[[], float] = time.monoto
     except BackendError as error:
         print(error, file=sys.stderr)
         return 2
-    names = [name for name in SECTIONS if name in (arguments.only or SECTIONS)]
+    sections = {name: SECTIONS[name] for name in SECTIONS if name in (arguments.only or SECTIONS)}
     machine = environment(bench.xp)
     for name, value in machine.items():
-        print(f"{name}: {_text(value)}")
+        print(f"{name}: {text_of(value)}")
     device = re.sub(r"\W+", "-", machine["device"].lower())
     kind = "-quick" if arguments.quick else "".join(f"-{name}" for name in arguments.only or ())
     arguments.output.mkdir(parents=True, exist_ok=True)
     path = arguments.output / f"gpu-{device}-{machine['date']}{kind}.json"
     results: dict[str, Any] = {"machine": machine, "quick": arguments.quick, "sections": {}}
+
+    def save() -> None:
+        results["targets"] = targets(results["sections"])
+        write_whole(path, results)
+
     # Should a call into CUDA never return, no alarm is heard: this ends the process from outside.
     faulthandler.dump_traceback_later(arguments.seconds + 15, exit=True, file=sys.__stderr__)
     try:
         with warnings.catch_warnings():
             # A kernel that does not compile is to be seen here, not replaced.
             warnings.filterwarnings("error", message=".*using the general path")
-            run(bench, names, results, path, arguments.seconds, clock)
+            run_sections(sections, bench, results["sections"], arguments.seconds, save, clock)
     finally:
         faulthandler.cancel_dump_traceback_later()
     if not arguments.quick:

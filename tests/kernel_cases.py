@@ -18,7 +18,7 @@ from helpers import nonnegative_minimiser, ragged_rows
 
 from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
 from gpu_als.backends.cupy.compile import source_of
-from gpu_als.backends.cupy.fused import Fused
+from gpu_als.backends.cupy.fused import DescribedSweep, Fused
 from gpu_als.backends.cupy.launch import (
     HALF_SWEEP,
     SEGMENT,
@@ -432,10 +432,8 @@ def run(
         )
         share = panel_floats(-(-case.k // 32) * 32)
         fused = Fused(xp, H100, kernels, None, most_shares * share)
-        fused._run(
-            replace(launch, start=0, stop=len(places)),
-            SimpleNamespace(places=places, host=host, waves={}),
-            SimpleNamespace(record=record[()], arrays=arrays),
-        )
+        device = SimpleNamespace(places=places, host=host, waves={})
+        sweep = DescribedSweep(device, record[()], arrays)
+        fused.launch(replace(launch, start=0, stop=len(places)), sweep)
     counts = {function: kernel.counts for (function, _), kernel in kernels.used.items()}
     return Result(problem, z, residual, objective, counts)

@@ -287,7 +287,7 @@ def test_a_fit_too_large_for_the_device_is_refused_with_both_numbers(cupy_backen
 def test_a_kernel_that_does_not_compile_leaves_the_rows_to_the_general_path(
     cupy_backend, monkeypatch
 ) -> None:
-    if cupy_backend._fused is None:
+    if cupy_backend.fused is None:
         pytest.skip("the general path has no kernels")
     error = cupy_backend.xp.cuda.compiler.CompileException
 
@@ -315,7 +315,7 @@ def test_a_kernel_that_does_not_compile_leaves_the_rows_to_the_general_path(
 def test_kernels_do_the_work(cupy_backend) -> None:
     model = gpu_als.AlternatingLeastSquares(12, iterations=1, use_cg=False, use_gpu=True)
     model.fit(ratings(), show_progress=False)
-    fused = cupy_backend._fused is not None
+    fused = cupy_backend.fused is not None
     assert (model.report_.launches > 0) == fused
     assert ("kernel launches" in str(model.report_)) == fused
 
@@ -338,7 +338,7 @@ def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
     assert main(["info", "--json", "--compile", "8", "40"]) == 0
     compiled = json.loads(capsys.readouterr().out)["compiled"]
     # 8 factors: one dual class and two primal kernels; 40: five and two
-    assert compiled == (0 if cupy_backend._fused is None else 3 + 7)
+    assert compiled == (0 if cupy_backend.fused is None else 3 + 7)
 
 
 def test_info_refuses_no_factors(cupy_backend, capsys) -> None:
@@ -396,4 +396,4 @@ def test_ranking_is_that_of_numpy_ties_included(cupy_backend, n_best, filtered) 
     used = cupy_backend.top_k(
         cupy_backend.from_host(users), cupy_backend.from_host(items), 3, None, None
     )
-    assert (used is not None) == (cupy_backend._fused is not None)
+    assert (used is not None) == (cupy_backend.fused is not None)

@@ -27,6 +27,7 @@ sys.path.append(str(BENCHMARKS))
 import gpu_floor  # noqa: E402
 import gpu_shapes  # noqa: E402
 import gpu_suite  # noqa: E402
+import gpu_task  # noqa: E402
 from gpu_floor import Ceilings, Work, median_ms  # noqa: E402
 from gpu_shapes import SHAPES, Shape  # noqa: E402
 
@@ -84,14 +85,14 @@ def tiny(cupy, monkeypatch):
     """Make everything so small that the kernels' stand-in on the CPU is quick."""
     for name in SHAPES:
         monkeypatch.setitem(SHAPES, name, Shape(40, 30, 220, 4))
-    monkeypatch.setattr(gpu_suite, "QUICK_DIVISOR", 1)
-    monkeypatch.setattr(gpu_suite, "SMALL", Shape(25, 20, 90, 3))
+    monkeypatch.setattr(gpu_task, "QUICK_DIVISOR", 1)
+    monkeypatch.setattr(gpu_task, "SMALL", Shape(25, 20, 90, 3))
     monkeypatch.setattr(gpu_suite, "KS", (8,))
     monkeypatch.setattr(gpu_suite, "MAIN_K", 8)
     monkeypatch.setattr(gpu_suite, "KERNEL_KS", (8,))
     monkeypatch.setattr(gpu_suite, "QUICK_EPOCH_KS", (8,))
     monkeypatch.setattr(
-        gpu_suite, "measure_ceilings", lambda xp, **_: gpu_floor.measure_ceilings(xp, **SMALLEST)
+        gpu_task, "measure_ceilings", lambda xp, **_: gpu_floor.measure_ceilings(xp, **SMALLEST)
     )
     return cupy
 
@@ -102,7 +103,7 @@ SMALLEST = {"size": 8, "copied": 64}
 @pytest.fixture
 def bench(tiny):
     """Return what sections get."""
-    return gpu_suite.Bench(tiny, quick=True)
+    return gpu_task.Bench(tiny, quick=True)
 
 
 class Clock:
@@ -238,14 +239,14 @@ def test_a_matrix_is_scaled_for_those_who_do_not_apply_alpha():
 # The checks
 
 
-@pytest.mark.parametrize("objective", gpu_suite.OBJECTIVES)
+@pytest.mark.parametrize("objective", gpu_task.OBJECTIVES)
 def test_float64_solutions_are_those_of_the_reference(objective, monkeypatch):
     matrix = Shape(12, 30, 90, 5).draw()
     fixed = np.random.default_rng(3).standard_normal((30, 6)).astype(np.float32)
-    found = gpu_suite.exact_rows(np, objective, matrix.users, fixed, np.arange(12))
+    found = gpu_task.exact_rows(np, objective, matrix.users, fixed, np.arange(12))
     for row in range(12):
         part = slice(*matrix.users.indptr[row : row + 2])
-        g, t, base, ridge = gpu_suite.weights(objective, matrix.users.values[part], 30)
+        g, t, base, ridge = gpu_task.weights(objective, matrix.users.values[part], 30)
         wide = fixed.astype(float)
         expected = solve_row(fixed, matrix.users.indices[part], g, t, ridge, base * wide.T @ wide)
         np.testing.assert_allclose(found[row], expected, rtol=1e-9)
@@ -253,19 +254,19 @@ def test_float64_solutions_are_those_of_the_reference(objective, monkeypatch):
 
 def test_rows_of_every_length_are_sampled():
     lengths = np.array([7, 0, 3, 3, 100, 9, 7, 1, 2])
-    assert sorted(lengths[gpu_suite.sampled_rows(lengths, 100)]) == [0, 1, 2, 3, 7, 9, 100]
-    assert sorted(lengths[gpu_suite.sampled_rows(lengths, 2)]) == [0, 100]
+    assert sorted(lengths[gpu_task.sampled_rows(lengths, 100)]) == [0, 1, 2, 3, 7, 9, 100]
+    assert sorted(lengths[gpu_task.sampled_rows(lengths, 2)]) == [0, 100]
 
 
 def test_nan_is_an_error():
-    found = gpu_suite.relative_errors(np.array([[np.nan, 1], [3, 4.5]]), np.array([[1, 1], [3, 4]]))
+    found = gpu_task.relative_errors(np.array([[np.nan, 1], [3, 4.5]]), np.array([[1, 1], [3, 4]]))
     assert found.tolist() == [np.inf, 0.1]
 
 
 @needs_compiler
 def test_a_result_that_changes_fails_its_check(bench, monkeypatch):
-    task = gpu_suite.Task(bench, bench.matrix("ml20m"), "implicit", 8)
-    good = gpu_suite.judged(task.check())
+    task = gpu_task.Task(bench, bench.matrix("ml20m"), "implicit", 8)
+    good = gpu_task.judged(task.check())
     assert good["ok"]
     half = task.half
 
@@ -274,7 +275,7 @@ def test_a_result_that_changes_fails_its_check(bench, monkeypatch):
         task.factors[side][:] *= np.float32(1 + 1e-6 * next(Event.ticks))
 
     monkeypatch.setattr(task, "half", shaky)
-    bad = gpu_suite.judged(task.check())
+    bad = gpu_task.judged(task.check())
     assert (bad["repeatable"], bad["ok"]) == (False, False)
 
 
@@ -288,7 +289,7 @@ def test_every_section_runs(tiny, tmp_path, monkeypatch, capsys):
         "import pytest\n@pytest.mark.gpu\ndef test_a(): pass\ndef test_b(): assert False\n"
     )
     monkeypatch.setattr(gpu_suite, "TESTS", test)
-    monkeypatch.setattr(gpu_suite.Bench, "peer", "implicit is not here")
+    monkeypatch.setattr(gpu_task.Bench, "peer", "implicit is not here")
     status, results = run_main(tmp_path / "results")
     sections = results["sections"]
     assert [(name, entry.get("error")) for name, entry in sections.items()] == [
@@ -379,12 +380,12 @@ class Peer:
 
 
 def test_the_peer_gets_alpha_in_its_data(bench, monkeypatch):
-    monkeypatch.setattr(gpu_suite.Bench, "peer", Peer)
+    monkeypatch.setattr(gpu_task.Bench, "peer", Peer)
     (row,) = gpu_suite._peer_iterations(bench, "ml20m", 32)
     assert row["ms"] == pytest.approx(3)  # the first iteration is not counted
     model, data = Peer.fitted
     assert (model.factors, model.iterations) == (32, 4)
-    assert model.regularization == gpu_suite.OBJECTIVES["implicit"].regularization
+    assert model.regularization == gpu_task.OBJECTIVES["implicit"].regularization
     np.testing.assert_array_equal(data.data, 2 * bench.matrix("ml20m").users.values)
     assert list(gpu_suite._peer_iterations(bench, "ml20m", 100)) == []
     bench.xp.cuda.runtime.memGetInfo = lambda: (0, 0)

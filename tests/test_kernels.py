@@ -408,7 +408,7 @@ def backend_of(precision="float32", batch_elements=1 << 20):
 
     backend = CupyBackend(precision)
     backend.batch_elements = batch_elements
-    backend._fused = replace(backend._fused, batch_elements=batch_elements)
+    backend.fused = replace(backend.fused, batch_elements=batch_elements)
     return backend
 
 

@@ -20,7 +20,12 @@ STEEP = {"ridge": 1e-3, "spectrum": 1e-2}  # so ill-conditioned that solutions a
 SHORT = (Case(64, (3, 8), EVERYTHING), Case(64, (30, 32), EVERYTHING))
 RESIDENT = (Case(64, (38, 40), EVERYTHING), Case(256, (97, 100), EVERYTHING))
 CHUNKED = Case(256, (250, 253), EVERYTHING)
-PRIMAL = (Case(64, (64, 100), EVERYTHING), Case(128, (128, 304), EVERYTHING))
+PRIMAL = (
+    Case(64, (64, 100), EVERYTHING),
+    Case(96, (300,), EVERYTHING),
+    Case(128, (128, 304), EVERYTHING),
+    Case(160, (300,), EVERYTHING),
+)
 TENSOR = Case(64, (64, 100), f"{EVERYTHING} tensor")
 HALF = Case(64, (38, 40), "root half")
 STEPS = Case(64, (8, 100), "root b0", solver=ConjugateGradient(3))
@@ -72,12 +77,12 @@ def test_dual_blocks_read_what_they_cannot_hold_once_for_each_use():
     assert traffic(REFINED[4]) == {"dual_block": (4, 1)}
 
 
-@cases(*PRIMAL, TENSOR, STEPS, BOUNDED, *REFINED[5:8])
+@cases(*PRIMAL, TENSOR, STEPS, BOUNDED, *REFINED[5:10])
 def test_primal_kernels_read_every_row_of_factors_twice(case):
     assert traffic(case) == {"primal": (2, 1)}
 
 
-@cases(SPLIT, REFINED[8])
+@cases(SPLIT, REFINED[10])
 def test_split_rows_are_read_twice(case):
     """To form the systems and to check them."""
     assert traffic(case) == {

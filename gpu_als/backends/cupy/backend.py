@@ -51,6 +51,12 @@ class CupyBackend:
     fused : bool
         Use kernels of our own; without them every row takes the general path.
 
+    Attributes
+    ----------
+    fused : Fused or None
+        What launches the kernels; None without them, and from the first that does not compile.
+    limits : DeviceLimits
+
     Raises
     ------
     BackendError
@@ -96,9 +102,9 @@ class CupyBackend:
             properties["multiProcessorCount"],
             lambda file, function, macros: kernels.get(file, macros, function),
         )
-        self._fused: Fused | None = None
+        self.fused: Fused | None = None
         if fused:
-            self._fused = Fused(
+            self.fused = Fused(
                 cupy,
                 self.limits,
                 kernels,
@@ -150,10 +156,10 @@ class CupyBackend:
         self, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
     ) -> tuple[HalfSweepStats, RowProblem]:
         """See :class:`gpu_als.backends.ops.Ops`."""
-        if self._fused is None or not isinstance(problem, DeviceProblem):
+        if self.fused is None or not isinstance(problem, DeviceProblem):
             return HalfSweepStats(), problem
         try:
-            return self._fused.solve(problem, frame, solved, solver)
+            return self.fused.solve(problem, frame, solved, solver)
         except KernelError as error:
             self._give_up(error)
             return HalfSweepStats(), problem
@@ -163,12 +169,12 @@ class CupyBackend:
 
         CuPy keeps them on disk, where later processes find them.
         """
-        if self._fused is None:
+        if self.fused is None:
             return 0
         packing = pack_rows(np.arange(2 * SEGMENT + 2), n_factors, 1 << 40)
-        plan = self._fused.plan_rows(packing, n_factors, Cholesky())
+        plan = self.fused.plan_rows(packing, n_factors, Cholesky())
         kernels = {(launch.kernel, launch.macros) for launch in plan.launches}
-        self._fused.kernels.prepare(kernels)
+        self.fused.kernels.prepare(kernels)
         return len(kernels)
 
     def check_memory(
@@ -231,7 +237,7 @@ class CupyBackend:
         filter_items: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """See :class:`gpu_als.backends.ops.Backend`."""
-        if self._fused is None:
+        if self.fused is None:
             return None
         try:
             return self._top_k(users, items, n_best, liked, filter_items)
@@ -241,7 +247,7 @@ class CupyBackend:
 
     def _give_up(self, error: KernelError) -> None:
         warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=3)
-        self._fused = None
+        self.fused = None
 
     def from_host(self, array: np.ndarray) -> Array:
         """Return a NumPy array on the device."""

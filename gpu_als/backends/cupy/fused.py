@@ -29,7 +29,7 @@ from gpu_als.data.packing import Packing, pack_rows
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
-__all__ = ["SPLIT_FLOATS", "DeviceProblem", "Fused", "SideBySide"]
+__all__ = ["SPLIT_FLOATS", "DescribedSweep", "DeviceProblem", "Fused", "SideBySide"]
 
 SPLIT_FLOATS = 1 << 25
 """Floats of the shares of split rows that are in memory at the same time, unless one row needs
@@ -73,6 +73,24 @@ class Wave:
     stop: int
     bounds: Array
     segments: Array
+
+
+@dataclass(frozen=True)
+class DescribedSweep:
+    """A half-sweep as kernels are told of it.
+
+    Attributes
+    ----------
+    problem : DeviceProblem
+    record : scalar of dtype HALF_SWEEP
+        ``struct HalfSweep``, passed by value.
+    arrays : dict of str to array
+        What the record points to; None where it has a null pointer.
+    """
+
+    problem: DeviceProblem
+    record: Any
+    arrays: dict[str, Array]
 
 
 def split_rows(
@@ -137,14 +155,14 @@ class Fused:
         xp, k, n_rows = self.xp, solved.shape[1], len(solved)
         in_place = frame.rotation is None and stride_of(k) == k
         z = solved if in_place else self._enter(frame, solved, solver)
-        residual, objective = xp.full(n_rows, xp.nan, np.float32), xp.zeros(n_rows, np.float32)
-        sweep = self._describe(problem, frame, solver, z, residual, objective)
+        sweep = self.describe(problem, frame, solver, z)
         self.kernels.prepare((launch.kernel, launch.macros) for launch in plan.launches)
         with self.streams as streams:
             for launch in plan.launches:
                 # Workspace stays with the stream it was used on, so split rows keep to one.
                 with streams.first if launch.kernel == "split" else streams.next():
-                    self._run(launch, problem, sweep)
+                    self.launch(launch, sweep)
+        residual, objective = sweep.arrays["residual"], sweep.arrays["objective"]
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
             x = frame.leave(z[:, :k], None)
@@ -196,16 +214,16 @@ class Fused:
             z[:, :k] = frame.enter(solved, None)
         return z
 
-    def _describe(
-        self,
-        problem: DeviceProblem,
-        frame: Frame,
-        solver: Solver,
-        z: Array,
-        residual: Array,
-        objective: Array,
-    ) -> _Described:
-        """Fill ``struct HalfSweep``; the arrays it points to are kept alive with it."""
+    def describe(
+        self, problem: DeviceProblem, frame: Frame, solver: Solver, z: Array
+    ) -> DescribedSweep:
+        """Describe a half-sweep to the kernels.
+
+        Parameters
+        ----------
+        z : float32 array, shape (n_rows, stride_of(k))
+            Where solutions go, in the frame's coordinates.
+        """
         xp, rows = self.xp, problem.rows
         k, stride = frame.fixed.shape[1], z.shape[1]
         fixed, b0 = frame.fixed, None
@@ -235,8 +253,8 @@ class Fused:
             "base": _as_float32(frame.base),
             "b0": b0,
             "z": z,
-            "residual": residual,
-            "objective": objective,
+            "residual": xp.full(len(z), xp.nan, np.float32),
+            "objective": xp.zeros(len(z), np.float32),
         }
         record = np.zeros((), HALF_SWEEP)
         for name, array in arrays.items():
@@ -248,13 +266,13 @@ class Fused:
         record["squared_loss"] = problem.squared_loss
         record["steps"] = solver.steps if isinstance(solver, ConjugateGradient) else 0
         record["free_columns"] = solver.free_columns if isinstance(solver, NonNegative) else 0
-        return _Described(record[()], arrays)
+        return DescribedSweep(problem, record[()], arrays)
 
-    def _run(self, launch: Launch, problem: DeviceProblem, sweep: _Described) -> None:
+    def launch(self, launch: Launch, sweep: DescribedSweep) -> None:
         """Launch one entry of the plan on the current stream."""
-        rows = problem.places[launch.start : launch.stop]
+        rows = sweep.problem.places[launch.start : launch.stop]
         if launch.kernel == "split":
-            self._run_split(launch, problem, sweep, rows)
+            self._launch_split(launch, sweep, rows)
             return
         arguments = [sweep.record, rows, np.int64(len(rows))]
         if launch.chunk is not None:
@@ -263,15 +281,13 @@ class Fused:
             (launch.grid,), (launch.block,), tuple(arguments), shared_mem=launch.shared_bytes
         )
 
-    def _run_split(
-        self, launch: Launch, problem: DeviceProblem, sweep: _Described, rows: Array
-    ) -> None:
+    def _launch_split(self, launch: Launch, sweep: DescribedSweep, rows: Array) -> None:
         macros = dict(launch.macros)
         size = 2 * macros["EDGE"] * macros["UNITS"]
         names = ("split_gram", "split_solve", "split_check", "split_finish")
         gram, solve, check, finish = (self._kernel(launch, name) for name in names)
         block, record, shared = (launch.block,), sweep.record, launch.shared_bytes
-        for wave in self._waves(launch, problem, size):
+        for wave in self._waves(launch, sweep.problem, size):
             own, bounds, segments = rows[wave.start : wave.stop], wave.bounds, wave.segments
             shares = self.xp.empty((len(segments), panel_floats(size)), np.float32)
             checks = self.xp.empty((len(segments), size + 1), np.float32)
@@ -326,12 +342,6 @@ class Fused:
             long_rows=tuple(int(rows[place]) for place in packing.long_rows),
         )
         return replace(problem, packing=packing, linear=linear)
-
-
-@dataclass(frozen=True)
-class _Described:
-    record: Any  # a NumPy scalar of dtype HALF_SWEEP, passed by value
-    arrays: dict[str, Array]
 
 
 def _as_float32(array: Array | None) -> Array | None:

@@ -38,8 +38,9 @@ struct Checker {
 #pragma unroll
             for (int o = 0; o < kOwn; ++o) {
                 const int c = 4 * (member + kGroup * o);
-                w[o] = c < problem.stride ? load_scaled(problem, row, entry.index, entry.size, c)
-                                          : zero4();
+                w[o] = valid && c < problem.stride
+                           ? load_scaled(problem, row, entry.index, entry.size, c)
+                           : zero4();
                 q = add_dot(q, w[o], own[o]);
             }
             q = group_sum<kGroup>(q);

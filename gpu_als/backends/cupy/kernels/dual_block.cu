@@ -8,10 +8,11 @@
 // stride) it stays there and every row of `fixed` is read from global memory exactly once;
 // otherwise three times, for S, for z and for the check, and a fourth for refinement.
 //
-// Thread mapping. Threads form an EDGE x EDGE grid; in the Gram thread (ty, tx) keeps S[ty + EDGE a][tx +
-// EDGE b] for a >= b in registers and reads W 16 bytes at a time along its rows. Products W^T v:
-// warps over rows, lanes over columns, added over warps in order. Products W z: thread i has row
-// i. Factorisation: see cholesky.cuh.
+// Thread mapping. Threads form an EDGE x EDGE grid, warps 4 x 8 parts of it, which together read
+// the fewest rows of W. In the Gram thread (ty, tx) keeps S[ty + EDGE a][tx + EDGE b] for a >= b in
+// registers and reads W 16 bytes at a time along its rows. Products W^T v: warps over rows, lanes
+// over columns, added over warps in order. Products W z: thread i has row i. Factorisation: see
+// cholesky.cuh.
 //
 // Shared memory (dual_block_floats in launch.py): the entries, the panels of S, z, the columns'
 // scale, sums over warps, and the chunk of W with rows padded to 4 mod 8 floats, so that 16-byte reads of
@@ -90,7 +91,8 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
                    0, chunk_width};
     const bool resident = chunk_width == stride;
 
-    const int tid = threadIdx.x, tx = tid % EDGE, ty = tid / EDGE;
+    const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
+    const int tx = lane % 8 + warp % (EDGE / 8) * 8, ty = lane / 8 + warp / (EDGE / 8) * 4;
     Row row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
     row.fill_scale(problem, stride, tid, THREADS);
     int n = int(row.count);

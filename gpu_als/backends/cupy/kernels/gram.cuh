@@ -36,6 +36,7 @@ struct Tile {
     // `index` and `size` are those of the tile's entries, `count` of which exist.
     __device__ __forceinline__ void load(const HalfSweep& problem, const Row& row,
                                          Shared<int> index, Shared<float> size, int count) {
+        count = min(count, Shape::kTileRows);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             const int e = threadIdx.x + step * Shape::kThreads, i = e / kQuads, c = 4 * (e % kQuads);

@@ -60,8 +60,10 @@ __device__ __forceinline__ float multiply_row(SharedPanels lhs, Shared<float> x)
     const int r = threadIdx.x;
     if (r >= SIZE) return 0.f;
     float sum = 0.f;
-    for (int c = 0; c <= r; ++c) sum = fmaf(*lhs.element(r, c), x[c], sum);
-    for (int c = r + 1; c < SIZE; ++c) sum = fmaf(*lhs.element(c, r), x[c], sum);
+    int c = 0;
+    for (; c + 3 <= r; c += 4) sum = add_dot(sum, load4(lhs.element(r, c)), load4(x + c));
+    for (; c <= r; ++c) sum = fmaf(*lhs.element(r, c), x[c], sum);
+    for (; c < SIZE; ++c) sum = fmaf(*lhs.element(c, r), x[c], sum);
     return sum;
 }
 

@@ -1,0 +1,234 @@
+"""What the sections of gpu_suite.py share: matrices, backends, and tasks timed and checked."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from gpu_floor import Ceilings, Work, measure_ceilings, median_ms
+from gpu_run import Row
+from gpu_shapes import MEAN_VALUE, SHAPES, Matrix, Shape
+
+from gpu_als.objectives import IALS, Explicit, Implicit
+from gpu_als.row_problem import SparseRows
+from gpu_als.solvers import Cholesky
+from gpu_als.training import solve_side
+
+QUICK_DIVISOR = 20
+SMALL = Shape(3_000, 1_200, 180_000, 30)
+
+ALPHA = 2.0  # confidences of 2 to 10: none is 1, whose entries would need no system
+OBJECTIVES = {
+    "explicit": Explicit(0.048, count_scaled=True, mean=MEAN_VALUE),
+    "implicit": Implicit(0.01, ALPHA),
+    "ials": IALS(0.003, unobserved_weight=0.1, exponent=1.0),
+}
+SOLVER = Cholesky()
+TOLERANCE = 2e-5
+SAMPLED_ROWS = 100
+
+
+class Bench:
+    """What the sections share: the device, its ceilings, matrices that were drawn."""
+
+    def __init__(self, xp: Any, *, quick: bool = False) -> None:
+        self.xp = xp
+        self.quick = quick
+        self.left: Callable[[], float] = lambda: 3600.0
+        self._matrices: dict[str, Matrix] = {}
+        self._backends: dict[tuple[str, bool], Any] = {}
+
+    @cached_property
+    def ceilings(self) -> Ceilings:
+        """What this device does at best."""
+        sizes = {"size": 1024, "copied": 1 << 26} if self.quick else {}
+        return measure_ceilings(self.xp, **sizes)
+
+    @cached_property
+    def small(self) -> Matrix:
+        """A matrix on which everything is quick."""
+        return SMALL.draw()
+
+    @cached_property
+    def peer(self) -> Any:
+        """``implicit``'s GPU class, or why there is none."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                gpu = importlib.import_module("implicit.gpu")
+                if gpu.HAS_CUDA:
+                    return importlib.import_module("implicit.gpu.als").AlternatingLeastSquares
+            except ImportError as error:
+                return f"implicit is not here: {error}"
+        reasons = [str(one.message) for one in said] or ["its GPU code needs the package rmm"]
+        return f"implicit cannot use this GPU: {'; '.join(reasons)}"
+
+    def backend(self, precision: str = "float32", *, fused: bool = True) -> Any:
+        """Return our backend, always the same one for the same options."""
+        from gpu_als.backends.cupy.backend import CupyBackend
+
+        key = precision, fused
+        if key not in self._backends:
+            self._backends[key] = CupyBackend(precision, fused=fused)
+        return self._backends[key]
+
+    def shape(self, name: str) -> Shape:
+        """Return one of the shapes, a small one for a quick run."""
+        return SHAPES[name].scaled(QUICK_DIVISOR) if self.quick else SHAPES[name]
+
+    def matrix(self, name: str) -> Matrix:
+        """Return the matrix of that shape, drawn once."""
+        if name not in self._matrices:
+            self._matrices[name] = self.shape(name).draw()
+        return self._matrices[name]
+
+    def free_bytes(self) -> int:
+        """Return how much device memory is to be had, once the pool has given back its own."""
+        xp = self.xp
+        xp.get_default_memory_pool().free_all_blocks()
+        return int(xp.cuda.runtime.memGetInfo()[0])
+
+    def refusal(self, needed: int) -> str | None:
+        """Say why something is not tried, if the device is too small for it."""
+        free = self.free_bytes()
+        if needed <= free:
+            return None
+        return f"refused: needs about {needed / 1e9:.1f} GB of device memory, {free / 1e9:.1f} free"
+
+
+class Task:
+    """One objective on one matrix at one width, on the device."""
+
+    def __init__(
+        self, bench: Bench, matrix: Matrix, objective: str, k: int, precision: str = "float32"
+    ) -> None:
+        xp = self.xp = bench.xp
+        self.bench, self.matrix, self.objective, self.k = bench, matrix, objective, k
+        self.precision = precision
+        self.backend = backend = bench.backend(precision)
+        self.lengths = [np.diff(rows.indptr) for rows in matrix.sides]
+        self.work = [Work.of(lengths, k) for lengths in self.lengths]
+        self.problems = [
+            backend.load(OBJECTIVES[objective].row_problem(rows, k, backend.batch_elements, side))
+            for rows, side in zip(matrix.sides, ("users", "items"), strict=True)
+        ]
+        users, items = (len(lengths) for lengths in self.lengths)
+        start = xp.random.default_rng(k).standard_normal((items, k), dtype=np.float32)
+        start = xp.asarray(start / np.float32(np.sqrt(k)))
+        self.factors = [xp.zeros((users, k), np.float32), start]
+        self.launches = [0, 0]
+
+    def half(self, side: int, backend: Any = None) -> None:
+        """Solve the users (0) or the items (1)."""
+        stats = solve_side(
+            backend or self.backend, self.problems[side], self.factors[1 - side],
+            self.factors[side], SOLVER,
+        )  # fmt: skip
+        self.launches[side] = stats.launches
+
+    def time(self, backend: Any = None, **options: Any) -> Row:
+        """Time whole iterations, after one on a small matrix that compiles and loads things."""
+        self.backend.compile_kernels(self.k)
+        few = min(self.k, 256)  # wider systems have no kernels to compile
+        small = Task(self.bench, self.bench.small, self.objective, few, self.precision)
+        for side in (0, 1):
+            small.half(side, backend)
+        steps = [partial(self.half, side, backend) for side in (0, 1)]
+        (users, items), rounds = median_ms(self.xp, steps, **options)
+        ms = float(users + items)
+        return {
+            "ms": ms,
+            "users_ms": float(users),
+            "items_ms": float(items),
+            **self.bench.ceilings.achieved(ms, *self.work),
+            "launches": "+".join(map(str, self.launches)),
+            "rounds": rounds,
+        }
+
+    def check(self, most: int = SAMPLED_ROWS) -> Row:
+        """Solve each side twice; compare the bits, and a row of every length with float64."""
+        xp, same, errors = self.xp, True, []
+        for side in (0, 1):
+            self.half(side)
+            first = self.factors[side].copy()
+            self.half(side)
+            second = self.factors[side]
+            same &= bool((first.view(np.int32) == second.view(np.int32)).all())
+            rows = sampled_rows(self.lengths[side], most)
+            args = self.objective, self.matrix.sides[side], self.factors[1 - side], rows
+            errors += relative_errors(
+                xp.asnumpy(second[xp.asarray(rows)]), xp.asnumpy(exact_rows(xp, *args))
+            ).tolist()
+        return {
+            "rows": len(errors),
+            "median_error": float(np.median(errors)),
+            "max_error": float(np.max(errors)),
+            "repeatable": same,
+        }
+
+
+def sampled_rows(lengths: np.ndarray, most: int) -> np.ndarray:
+    """Return a random row of every length, to 5%, or of ``most`` lengths between the extremes."""
+    order = np.random.default_rng(len(lengths)).permutation(len(lengths))
+    classes = np.rint(np.log(np.maximum(lengths[order], 0.5)) / np.log(1.05))
+    _, first = np.unique(classes, return_index=True)
+    places = np.unique(np.linspace(0, len(first) - 1, min(most, len(first))).astype(int))
+    return order[first[places]]
+
+
+def relative_errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return ``|found - expected| / |expected|`` of each row; no row may be NaN and pass."""
+    size = np.linalg.norm(expected, axis=1)
+    errors = np.linalg.norm(found - expected, axis=1) / np.where(size > 0, size, 1)
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
+def weights(objective: str, values: Any, n_fixed: int) -> tuple[Any, Any, float, float]:
+    """Return a row's gram and target weights, the weight of its base, and its ridge.
+
+    Straight from the definitions, beside the package's own.
+    """
+    values, n, model = values.astype(np.float64), len(values), OBJECTIVES[objective]
+    if objective == "explicit":
+        return values * 0 + 1, values - MEAN_VALUE, 0.0, model.regularization * max(n, 1)
+    if objective == "implicit":
+        return ALPHA * values - 1, ALPHA * values, 1.0, model.regularization
+    cells = n + model.unobserved_weight * n_fixed
+    return values, values, model.unobserved_weight, model.regularization * cells**model.exponent
+
+
+def exact_rows(xp: Any, objective: str, sparse: SparseRows, fixed: Any, rows: np.ndarray) -> Any:
+    """Return some rows' solutions in float64 by the primal form, nothing of ours involved."""
+    n_fixed, k = fixed.shape
+    block = max(1, (1 << 25) // k)
+
+    def gram(columns: Any, weight: Any) -> Any:
+        total = xp.zeros((k, k))
+        for start in range(0, len(columns), block):
+            part = slice(start, start + block)
+            wide = fixed[columns[part]].astype(np.float64)
+            total += wide.T @ (weight[part, None] * wide)
+        return total
+
+    everything = gram(xp.arange(n_fixed), xp.ones(n_fixed)) if objective != "explicit" else 0
+    solved = xp.zeros((len(rows), k))
+    for number, row in enumerate(rows):
+        part = slice(*(int(end) for end in sparse.indptr[row : row + 2]))
+        columns = xp.asarray(sparse.indices[part])
+        g, t, base, ridge = weights(objective, xp.asarray(sparse.values[part]), n_fixed)
+        lhs = gram(columns, g) + base * everything + ridge * xp.eye(k)
+        rhs = xp.zeros(k)
+        for start in range(0, len(columns), block):
+            some = slice(start, start + block)
+            rhs += t[some] @ fixed[columns[some]].astype(np.float64)
+        solved[number] = xp.linalg.solve(lhs, rhs)
+    return solved
+
+
+def judged(row: Row) -> Row:
+    """Add whether a check has passed."""
+    return {**row, "ok": row["repeatable"] and row["max_error"] <= TOLERANCE}
