@@ -1,12 +1,15 @@
 """Exact alternating least squares on GPU and CPU."""
 
-from gpu_als import errors, evaluation, metrics, solvers
+from typing import Any
+
+from gpu_als import datasets, errors, evaluation, metrics, solvers
 from gpu_als.data import Interactions, read_interactions
-from gpu_als.errors import GpuAlsError
+from gpu_als.errors import GpuAlsError, ModelFitError, ParameterWarning
 from gpu_als.estimators import (
     AlternatingLeastSquares,
     ExplicitALS,
     als_step,
+    calculate_loss,
     factorize,
     loss_and_gradient,
 )
@@ -16,13 +19,18 @@ from gpu_als.training import StopTraining
 __version__ = "0.1.0"
 
 __all__ = [
+    "HAS_CUDA",
     "AlternatingLeastSquares",
     "ExplicitALS",
     "FitReport",
     "GpuAlsError",
     "Interactions",
+    "ModelFitError",
+    "ParameterWarning",
     "StopTraining",
     "als_step",
+    "calculate_loss",
+    "datasets",
     "errors",
     "evaluation",
     "factorize",
@@ -31,3 +39,12 @@ __all__ = [
     "read_interactions",
     "solvers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``HAS_CUDA``: whether a GPU can be used; looked for when first asked."""
+    if name == "HAS_CUDA":
+        from gpu_als.backends import cuda_is_usable
+
+        return cuda_is_usable()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ __all__ = [
     "InputError",
     "ModelFileError",
     "ModelFitError",
+    "NotFiniteError",
     "NotFittedError",
     "ParameterWarning",
     "ReadError",
@@ -46,6 +47,10 @@ class BackendError(GpuAlsError, RuntimeError):
 
 class ModelFitError(GpuAlsError):
     """Training met values it cannot continue from (for example NaN in warm-start factors)."""
+
+
+class NotFiniteError(InputError, ModelFitError):
+    """A matrix holds NaN or inf, from which no model can be fitted."""
 
 
 class ParameterWarning(UserWarning):

@@ -119,11 +119,15 @@ class Implicit:
     def weigh(
         self, xp: Any, values: Array, weights: Array | None
     ) -> tuple[Array | None, Array | None, Array]:
-        """Gram weight ``abs(c) - 1``, target weight ``max(c, 0)``; never called where g = 0."""
-        confidence = values * values.dtype.type(self.alpha)
-        gram = xp.abs(confidence) - 1
+        """Never called where the gram weight is 0."""
+        gram, target = self.cell_weights(xp, values)
         root = xp.sqrt(xp.abs(gram))
-        return root, xp.sign(gram), xp.maximum(confidence, 0) / root
+        return root, xp.sign(gram), target / root
+
+    def cell_weights(self, xp: Any, values: Array) -> tuple[Array, Array]:
+        """Return gram weight ``abs(c) - 1`` and target weight ``max(c, 0)``."""
+        confidence = values * values.dtype.type(self.alpha)
+        return xp.abs(confidence) - 1, xp.maximum(confidence, 0)
 
     def row_problem(
         self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
@@ -183,9 +187,14 @@ class IALS:
     def weigh(
         self, xp: Any, values: Array, weights: Array | None
     ) -> tuple[Array | None, Array | None, Array]:
-        """Gram weight and target weight both ``alpha abs(r)``."""
-        root = xp.sqrt(xp.abs(values) * values.dtype.type(self.alpha))
+        """See :class:`Objective`."""
+        root = xp.sqrt(self.cell_weights(xp, values)[0])
         return root, None, root
+
+    def cell_weights(self, xp: Any, values: Array) -> tuple[Array, Array]:
+        """Return gram weight and target weight, both ``alpha abs(r)``."""
+        weight = xp.abs(values) * values.dtype.type(self.alpha)
+        return weight, weight
 
     def row_problem(
         self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str

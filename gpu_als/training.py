@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from gpu_als.backends.frame import Frame
 from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
@@ -61,19 +62,25 @@ class Schedule:
 
 @dataclass
 class Model:
-    """Factors on the host, updated by :func:`train`.
+    """Factors: on the host at first, on the device from when :func:`train` begins.
 
     Attributes
     ----------
     user_factors : array, shape (n_users, k)
     item_factors : array, shape (n_items, k)
+        Callbacks find in them the present state, which the next half-sweep changes in place.
     bias : bool
         The last column of each holds the biases: factors whose partner is fixed at 1.
     """
 
-    user_factors: np.ndarray
-    item_factors: np.ndarray
+    user_factors: Array
+    item_factors: Array
     bias: bool = False
+
+    @property
+    def factors(self) -> tuple[Array, Array]:
+        """Those of the users and of the items."""
+        return self.user_factors, self.item_factors
 
 
 def solve_side(
@@ -84,6 +91,7 @@ def solve_side(
     solver: Solver,
     *,
     bias: bool = False,
+    frame: Frame | None = None,
 ) -> HalfSweepStats:
     """Run one half-sweep on the device; with ``bias`` the last columns are biases.
 
@@ -93,7 +101,7 @@ def solve_side(
         problem = problem.with_offset(fixed[:, -1].copy())
         fixed = fixed.copy()
         fixed[:, -1] = 1
-    return half_sweep(backend, problem, fixed, solved, solver)
+    return half_sweep(backend, problem, fixed, solved, solver, frame)
 
 
 def penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
@@ -124,7 +132,7 @@ def train(
     problems, solvers : pairs
         For users and for items.
     model : Model
-        Initial factors; holds the result. With ``validate`` it holds the best iteration's
+        Initial factors; holds the result, on the device: with ``validate`` the best iteration's
         factors, else the last's.
     schedule : Schedule
     report : FitReport
@@ -159,7 +167,7 @@ def train(
     with backend.session(), tqdm(total=schedule.iterations, disable=not progress) as bar:
         users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
         user_problem, item_problem = (backend.load(problem) for problem in problems)
-        kept = users, items
+        model.user_factors, model.item_factors = kept = users, items
         for iteration in range(schedule.iterations):
             begin = time.perf_counter()
             user_stats = solve_side(
@@ -198,7 +206,7 @@ def train(
                 break
         if validate is None:
             kept = users, items
-        model.user_factors, model.item_factors = (backend.to_host(side) for side in kept)
+        model.user_factors, model.item_factors = kept
         report.workspace_bytes = backend.workspace_bytes()
     if report.singular_rows:
         warnings.warn(

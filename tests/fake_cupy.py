@@ -29,6 +29,13 @@ class DeviceArray(np.ndarray):
     def data(self):
         return types.SimpleNamespace(ptr=self.__array_interface__["data"][0])
 
+    @property
+    def __cuda_array_interface__(self):
+        return self.__array_interface__
+
+    def get(self):
+        return np.array(self, subok=False)
+
 
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises without a usable GPU."""

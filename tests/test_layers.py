@@ -17,6 +17,7 @@ FLOORS = {
     "gpu_als.data": 1,
     "gpu_als.solvers": 1,
     "gpu_als.metrics": 1,
+    "gpu_als.datasets": 2,
     "gpu_als.row_problem": 2,
     "gpu_als.objectives": 2,
     "gpu_als.backends": 3,

@@ -49,7 +49,12 @@ def _quietly(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def half_sweep(
-    ops: Ops, problem: RowProblem, fixed: Array, solved: Array, solver: Solver
+    ops: Ops,
+    problem: RowProblem,
+    fixed: Array,
+    solved: Array,
+    solver: Solver,
+    frame: Frame | None = None,
 ) -> HalfSweepStats:
     """Solve every row of ``solved`` with ``fixed`` held, in place.
 
@@ -63,8 +68,11 @@ def half_sweep(
     solved : array, shape (n_rows, k)
         Same floating dtype as ``fixed``. Rows with a singular system keep their values.
     solver : Solver
+    frame : Frame, optional
+        What :func:`make_frame` returns for these arguments, if that is known.
     """
-    frame = make_frame(ops, problem, fixed, rotate=not isinstance(solver, NonNegative))
+    if frame is None:
+        frame = make_frame(ops, problem, fixed, rotate=not isinstance(solver, NonNegative))
     stats, problem = ops.solve_fused(problem, frame, solved, solver)
     sweep = _Sweep(ops, problem, frame, solved, solver)
     for number, row in enumerate(problem.packing.long_rows):

@@ -137,8 +137,17 @@ class Backend(Ops, Protocol):
         """
         ...
 
-    def from_host(self, array: np.ndarray) -> Array:
-        """Return a NumPy array on the device."""
+    def from_host(self, array: Any) -> Array:
+        """Return an array on the device, given a NumPy array or what :meth:`hold` returned."""
+        ...
+
+    def hold(self, factors: Any) -> Any:
+        """Return factors as a model keeps them: a NumPy array, or a matrix on the GPU.
+
+        Parameters
+        ----------
+        factors : NumPy array, or what any backend's ``hold`` returned
+        """
         ...
 
     def to_host(self, array: Array) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.errors import IdRangeError, InputError
+from gpu_als.errors import IdRangeError, InputError, NotFiniteError
 
 __all__ = ["as_csr", "check_index_array", "check_magnitude", "to_host"]
 
@@ -287,7 +287,7 @@ def _check_finite(csr: sp.csr_matrix, name: str) -> None:
     if csr.dtype.kind != "f" or _all_finite(csr.data):
         return
     found = _describe(csr, ~np.isfinite(csr.data), "that are NaN or infinite")
-    raise InputError(f"{name}: {found}; remove these entries or give them finite ratings")
+    raise NotFiniteError(f"{name}: {found}; remove these entries or give them finite ratings")
 
 
 def _cast(csr: sp.csr_matrix, target: np.dtype, name: str) -> sp.csr_matrix:

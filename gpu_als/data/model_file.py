@@ -6,7 +6,6 @@ import errno
 import io
 import math
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError, ModelFileError
 
 __all__ = ["read_arrays", "write_arrays"]
@@ -47,7 +47,8 @@ def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, A
     """
     prepared = {name: _as_array(value, name) for name, value in arrays.items()}
     if isinstance(file, str | os.PathLike):
-        _write_atomically(_with_suffix(file), prepared)
+        with replacing(_with_suffix(file)) as unfinished, unfinished.open("xb") as stream:
+            _write_archive(stream, prepared)
     elif isinstance(file, io.TextIOBase) or not hasattr(file, "write"):
         raise InputError(
             f"file: found {type(file).__name__}; pass a path or a file opened in binary mode ('wb')"
@@ -102,21 +103,6 @@ def _as_array(value: Any, name: str) -> np.ndarray:
             "convert it to numbers or strings first"
         )
     return array
-
-
-def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    target = Path(os.path.realpath(path))  # replace what a link points to, not the link
-    # In the same folder, because os.replace is atomic only within one file system.
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as stream:
-            _write_archive(stream, arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _write_archive(stream: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

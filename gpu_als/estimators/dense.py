@@ -126,7 +126,8 @@ def factorize(
         callback=callback,
         progress=show_progress,
     )
-    return model.user_factors, model.item_factors, report
+    w, z = (device.to_host(side) for side in model.factors)
+    return w, z, report
 
 
 def loss_and_gradient(

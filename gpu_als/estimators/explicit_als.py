@@ -24,12 +24,13 @@ from gpu_als.estimators.params import (
     check_pair,
     check_precision,
 )
-from gpu_als.estimators.recommending import best_items, requested_rows
+from gpu_als.estimators.recommending import Recommends, requested_rows
 from gpu_als.estimators.sides import aligned_weights, both_sides, fold_in
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
+from gpu_als.ranking.pairs import check_pairs, pair_scores
 from gpu_als.report import FitReport
-from gpu_als.row_problem import SparseRows
+from gpu_als.row_problem import Array, SparseRows
 from gpu_als.solvers import NonNegative, Solver, as_solver
 from gpu_als.training import Model, Schedule, train
 
@@ -39,7 +40,7 @@ _KIND = "gpu_als.ExplicitALS"
 _SIDES = ("users", "items")
 
 
-class ExplicitALS(HasParameters, HasIds):
+class ExplicitALS(HasParameters, HasIds, Recommends):
     """Matrix factorisation of ratings by alternating least squares.
 
     Predicts ``mean + b_u + b_i + x_u . y_i`` and minimises
@@ -216,7 +217,7 @@ class ExplicitALS(HasParameters, HasIds):
             callback=callback,
             progress=show_progress,
         )
-        self._set_factors(model.user_factors, model.item_factors)
+        self._set_factors(*(backend.to_host(side) for side in model.factors))
         self.global_mean = mean
         self._take_ids(ratings)
         return self
@@ -235,11 +236,7 @@ class ExplicitALS(HasParameters, HasIds):
             Of the factors' dtype. A row without ratings contributes nothing but the mean.
         """
         self._check_fitted()
-        rows = check_index_array(users, len(self.user_factors), name="users")
-        columns = check_index_array(items, len(self.item_factors), name="items")
-        if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
-            raise InputError(f"users has {len(rows)} numbers and items {len(columns)}")
-        rows, columns = np.broadcast_arrays(rows, columns)
+        rows, columns = check_pairs(users, items, len(self.user_factors), len(self.item_factors))
         return self._predict(
             np.column_stack([self.user_factors, self.user_biases]),
             np.column_stack([self.item_factors, self.item_biases]),
@@ -247,54 +244,6 @@ class ExplicitALS(HasParameters, HasIds):
             columns,
             self.global_mean,
         )
-
-    def recommend(
-        self,
-        userid: Any,
-        user_items: Any = None,
-        N: int = 10,
-        filter_already_liked_items: bool = True,
-        filter_items: Any = None,
-        items: Any = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items with the highest predicted ratings, for one user or for many.
-
-        Parameters
-        ----------
-        userid : int or array of int, shape (n,)
-        user_items : sparse matrix, shape (n, n_items)
-            One row of ratings per requested user; needed to filter.
-        N : int
-            Number of items; cut down to the number of candidates.
-        filter_already_liked_items : bool
-            Put the items rated in ``user_items`` last, with the lowest finite score.
-        filter_items : array of int, optional
-            Items to put last for every user.
-        items : array of int, optional
-            The only candidates.
-
-        Returns
-        -------
-        ids : int32 array, shape (N,) for one user, else (n, N)
-        ratings : array of the same shape
-            Falling; equal ratings by rising id.
-        """
-        self._check_fitted()
-        ids = check_index_array(userid, len(self.user_factors), name="userid")
-        liked = None
-        if filter_already_liked_items:
-            liked = requested_rows(user_items, len(ids), len(self.item_factors), "filter")
-        # the item's bias is one more factor whose partner is 1; so is what the user adds to all
-        base = self.user_biases[ids] + self.dtype.type(self.global_mean)
-        ones = np.ones(len(ids), self.dtype)
-        users = np.column_stack([self.user_factors[ids], ones, base])
-        ones = np.ones(len(self.item_factors), self.dtype)
-        partners = np.column_stack([self.item_factors, self.item_biases, ones])
-        backend = self._get_backend()
-        found, scores = best_items(
-            backend, users, partners, N, liked=liked, filter_items=filter_items, items=items
-        )
-        return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
 
     def fold_in_users(
         self, ratings: Any, *, return_biases: bool = False
@@ -315,17 +264,15 @@ class ExplicitALS(HasParameters, HasIds):
         self._check_unchanged()
         matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
         check_magnitude(matrix, dtype=self.dtype, name="ratings")
-        matrix = requested_rows(matrix, matrix.shape[0], len(self.item_factors), "fold in")
-        matrix = matrix.astype(self.dtype)
-        solved = fold_in(
-            self._get_backend(),
-            self._objective(self.global_mean),
-            SparseRows.from_csr(matrix),
-            self._with_biases(self.item_factors, self.item_biases),
-            self._solver("users"),
-            "users",
-            bias=self.bias,
+        matrix = requested_rows(
+            matrix, matrix.shape[0], len(self.item_factors), "fold in", dtype=self.dtype
         )
+        backend = self._get_backend()
+        problem = self._objective(self.global_mean).row_problem(
+            SparseRows.from_csr(matrix), self._width, backend.batch_elements, "users"
+        )
+        items = self._with_biases(self.item_factors, self.item_biases)
+        solved = fold_in(backend, problem, items, self._solver("users"), bias=self.bias)
         factors = solved[:, : self.factors]
         if not return_biases:
             return factors
@@ -417,6 +364,21 @@ class ExplicitALS(HasParameters, HasIds):
         count = self.scale_regularization == "count"
         return Explicit(tuple(pair) if np.ndim(pair) else pair, count, mean)  # type: ignore[arg-type]
 
+    def _queries(
+        self, backend: Backend, ids: np.ndarray, rows: sp.csr_matrix | None
+    ) -> tuple[Array, Array]:
+        factors, biases = self.user_factors, self.user_biases
+        if rows is None:
+            factors, biases = factors[ids], biases[ids]
+        else:
+            factors, biases = self.fold_in_users(rows, return_biases=True)
+        # the item's bias is one more factor whose partner is 1; so is what the user adds to all
+        ones, base = np.ones(len(ids), self.dtype), biases + self.dtype.type(self.global_mean)
+        users = np.column_stack([factors, ones, base])
+        ones = np.ones(len(self.item_factors), self.dtype)
+        items = np.column_stack([self.item_factors, self.item_biases, ones])
+        return backend.from_host(users), backend.from_host(items)
+
     def _solver(self, side: str) -> Solver:
         if self.nonnegative is True or self.nonnegative == side:
             return NonNegative(free_columns=int(self.bias))
@@ -464,13 +426,8 @@ class ExplicitALS(HasParameters, HasIds):
         mean: float,
     ) -> np.ndarray:
         """Predict pairs from factors whose last column is the bias, in bounded memory."""
-        out = np.empty(len(rows), self.dtype)
-        for start in range(0, len(rows), 1 << 16):
-            block = slice(start, start + (1 << 16))
-            user, item = users[rows[block]], items[columns[block]]
-            out[block] = np.einsum("nk,nk->n", user[:, :-1], item[:, :-1])
-            out[block] += user[:, -1] + item[:, -1] + self.dtype.type(mean)
-        return out
+        scores = pair_scores(np, users[:, :-1], items[:, :-1], rows, columns)
+        return scores + (users[rows, -1] + items[columns, -1] + self.dtype.type(mean))
 
     def _validator(
         self, validation: Any, ratings: Any, matrix: sp.csr_matrix, mean: float

@@ -76,9 +76,9 @@ class HasIds:
             raise NotFittedError("this model has no factors yet; call fit or load first")
         for name in ("user_factors", "item_factors"):
             factors = getattr(self, name)
-            matrix = isinstance(factors, np.ndarray) and factors.ndim == 2
-            if not matrix or factors.dtype not in (np.float32, np.float64):
-                raise InputError(f"{name} must be a 2-D NumPy array of float32 or float64")
+            known = getattr(factors, "dtype", None) in (np.float32, np.float64)
+            if not known or getattr(factors, "ndim", None) != 2:
+                raise InputError(f"{name} must be a 2-D array of float32 or float64")
         if self.user_factors.shape[1] != self.item_factors.shape[1]:
             raise InputError(
                 f"user_factors of shape {self.user_factors.shape} and item_factors of shape "

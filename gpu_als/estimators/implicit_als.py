@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import get_backend
 from gpu_als.backends.ops import Backend
-from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
-from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.matrix import as_csr
 from gpu_als.data.splits import check_random_state
-from gpu_als.errors import InputError, ModelFileError, ParameterWarning
-from gpu_als.estimators.external_ids import HasIds
+from gpu_als.errors import InputError, ParameterWarning
+from gpu_als.estimators.explain import Explains
+from gpu_als.estimators.had_before import HadBefore
+from gpu_als.estimators.implicit_file import StoredAsNpz
+from gpu_als.estimators.implicit_loss import loss_scale
+from gpu_als.estimators.new_rows import SolvesNewRows, check_confidences
 from gpu_als.estimators.params import (
-    HasParameters,
     check_dtype,
     check_flag,
     check_integer,
     check_nonnegative,
     check_precision,
 )
-from gpu_als.estimators.recommending import best_items, requested_rows
-from gpu_als.estimators.sides import both_sides, fold_in
+from gpu_als.estimators.sides import both_sides
+from gpu_als.estimators.similar import FindsSimilar
 from gpu_als.objectives import IALS, Implicit
 from gpu_als.report import FitReport
-from gpu_als.row_problem import SparseRows
+from gpu_als.row_problem import Array, SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
 from gpu_als.training import Model, Schedule, train
 
 __all__ = ["AlternatingLeastSquares"]
 
-_SAVED = (
-    "regularization", "factors", "num_threads", "iterations", "use_native", "use_cg", "cg_steps",
-    "calculate_training_loss", "random_state", "alpha", "unobserved_weight",
-    "regularization_exponent",
-)  # fmt: skip
 
-
-class AlternatingLeastSquares(HasParameters, HasIds):
+class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains, HadBefore):
     """Matrix factorisation of implicit feedback by alternating least squares.
 
     Minimises ``sum_all c_ui (p_ui - x_u . y_i)^2 + regularization (|X|^2 + |Y|^2)`` with the
@@ -146,8 +141,7 @@ class AlternatingLeastSquares(HasParameters, HasIds):
         self.precision = check_precision(precision)
         self.cg_steps = 3
         self.fit_callback: Callable[[int, float, float | None], Any] | None = None
-        self.user_factors: Any = None
-        self.item_factors: Any = None
+        self._init_factors()
         self.report_: FitReport | None = None
 
     def fit(
@@ -175,170 +169,49 @@ class AlternatingLeastSquares(HasParameters, HasIds):
             The factors to start from hold NaN or inf.
         """
         matrix = self._check_interactions(user_items)
-        self._start(*matrix.shape)
-        backend = self._backend()
+        model = self._start(*matrix.shape)
+        backend = self._get_backend()
         objective = self._objective()
         problems = both_sides(objective, matrix, None, self.factors, backend)
         rows = SparseRows.from_csr(matrix)
         report = FitReport(backend.device, entries=matrix.nnz)
         self.report_ = report
         callback = callback or self.fit_callback
-        shown = self.calculate_training_loss
-        model = Model(self.user_factors, self.item_factors)
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
-        train(
-            backend,
-            problems,
-            (solver, solver),
-            model,
-            Schedule(self.iterations),
-            report=report,
-            constant=objective.constant(rows),
-            loss_scale=self._loss_scale(matrix),
-            callback=callback and (lambda i, s, loss: callback(i, s, loss if shown else None)),
-            progress=show_progress,
-        )
-        self.user_factors, self.item_factors = model.user_factors, model.item_factors
+
+        def keep() -> None:
+            self._place(*(side.copy() for side in model.factors))
+
+        def watch(iteration: int, seconds: float, loss: float) -> None:
+            assert callback is not None
+            keep()  # callbacks look at the model
+            callback(iteration, seconds, loss if self.calculate_training_loss else None)
+
+        try:
+            train(
+                backend,
+                problems,
+                (solver, solver),
+                model,
+                Schedule(self.iterations),
+                report=report,
+                constant=objective.constant(rows),
+                loss_scale=loss_scale(matrix, self.alpha),
+                callback=callback and watch,
+                progress=show_progress,
+            )
+        except KeyboardInterrupt:
+            keep()
+            raise
+        self._place(*model.factors)
+        self._derived.clear()
         self._take_ids(user_items)
 
-    def recommend(
-        self,
-        userid: Any,
-        user_items: Any = None,
-        N: int = 10,
-        filter_already_liked_items: bool = True,
-        filter_items: Any = None,
-        recalculate_user: bool = False,
-        items: Any = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best items for one user or for many.
-
-        Parameters
-        ----------
-        userid : int or array of int, shape (n,)
-        user_items : sparse matrix, shape (n, n_items)
-            One row per requested user; needed to filter or to recalculate.
-        N : int
-            Number of items; cut down to the number of candidates.
-        filter_already_liked_items : bool
-            Put the stored items of ``user_items`` last, with the lowest finite score.
-        filter_items : array of int, optional
-            Items to put last for every user.
-        recalculate_user : bool
-            Use factors solved from ``user_items`` instead of the trained ones.
-        items : array of int, optional
-            The only candidates.
-
-        Returns
-        -------
-        ids : int32 array, shape (N,) for one user, else (n, N)
-        scores : array of the same shape, of the factors' dtype
-            Falling; equal scores by rising id.
-        """
+    def _checked(self) -> tuple[Any, Any]:
         self._check_fitted()
-        n_items = len(self.item_factors)
-        # With recalculation the users need not have been trained on: userid only says how many.
-        known = np.iinfo(np.int64).max if recalculate_user else len(self.user_factors)
-        ids = check_index_array(userid, known, name="userid")
-        rows = None
-        if filter_already_liked_items or recalculate_user:
-            why = "filter" if filter_already_liked_items else "recalculate"
-            rows = requested_rows(user_items, len(ids), n_items, why)
-        if recalculate_user:
-            users = np.atleast_2d(self.recalculate_user(ids, rows))
-        else:
-            users = self.user_factors[ids]
-        found, scores = best_items(
-            self._backend(), users, self.item_factors, N,
-            liked=rows if filter_already_liked_items else None,
-            filter_items=filter_items, items=items,
-        )  # fmt: skip
-        return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
+        return self._factors
 
-    def recalculate_user(self, userid: Any, user_items: Any) -> np.ndarray:
-        """Return user factors solved exactly from ``user_items``; nothing is stored.
-
-        Parameters
-        ----------
-        userid : int or array of int, shape (n,)
-            Only says how many users there are, and whether one is meant.
-        user_items : sparse matrix, shape (n, n_items)
-
-        Returns
-        -------
-        array, shape (factors,) for one user, else (n, factors)
-        """
-        self._check_fitted()
-        return self._recalculate(userid, user_items, self.item_factors, "users")
-
-    def recalculate_item(self, itemid: Any, item_users: Any) -> np.ndarray:
-        """Return item factors solved exactly from ``item_users``; nothing is stored.
-
-        Parameters
-        ----------
-        itemid : int or array of int, shape (n,)
-        item_users : sparse matrix, shape (n, n_users)
-
-        Returns
-        -------
-        array, shape (factors,) for one item, else (n, factors)
-        """
-        self._check_fitted()
-        return self._recalculate(itemid, item_users, self.user_factors, "items")
-
-    def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
-        self._check_fitted()
-        arrays = {"user_factors": self.user_factors, "item_factors": self.item_factors}
-        for name, factors in arrays.items():
-            if not np.isfinite(factors).all():
-                raise InputError(f"{name} holds NaN or inf; such a model is not worth keeping")
-        plain = {name: getattr(self, name) for name in _SAVED}
-        plain["factors"] = self.user_factors.shape[1]  # set_params may have changed it since
-        seed = plain["random_state"]
-        if not isinstance(seed, int | np.integer):
-            plain["random_state"] = None
-        plain["dtype"] = self.dtype.name
-        plain = {name: value for name, value in plain.items() if value is not None}
-        write_arrays(file, arrays | self._ids_to_store() | plain)
-
-    @classmethod
-    def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
-        """Read a model that :meth:`save` or ``implicit`` wrote.
-
-        Raises
-        ------
-        ModelFileError
-            The file is damaged or holds something else; the message says what.
-        """
-        stored = read_arrays(file)
-        users, items = (
-            _stored_factors(stored.pop(name, None), f"{file}: {name}")
-            for name in ("user_factors", "item_factors")
-        )
-        ids = {name: array for name, array in stored.items() if name in ("user_ids", "item_ids")}
-        try:
-            values = {name: array.item() for name, array in stored.items() if name not in ids}
-            lost = {"factors", "regularization", "iterations"} - values.keys()
-            if lost:
-                raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
-            steps = values.pop("cg_steps", 3)
-            known = {name: values[name] for name in cls._parameter_names() if name in values}
-            model = cls(**known)
-            model.cg_steps = check_integer(steps, name="cg_steps", at_least=1)
-        except (ValueError, TypeError) as error:
-            raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
-        if not users.shape[1] == items.shape[1] == model.factors:
-            raise ModelFileError(
-                f"{file}: factors of shapes {users.shape} and {items.shape} do not fit "
-                f"factors={model.factors}"
-            )
-        model.user_factors = users.astype(model.dtype)
-        model.item_factors = items.astype(model.dtype)
-        model._restore_ids(ids, file)
-        return model
-
-    def _backend(self) -> Backend:
+    def _get_backend(self) -> Backend:
         name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"
         return get_backend(name, num_threads=self.num_threads, precision=self.precision)
 
@@ -357,27 +230,18 @@ class AlternatingLeastSquares(HasParameters, HasIds):
                 stacklevel=3,
             )
         matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
-        self._check_confidences(matrix)
+        check_confidences(matrix, self.alpha, "user_items")
         return matrix
 
-    def _check_confidences(self, matrix: sp.csr_matrix) -> None:
-        check_magnitude(matrix, dtype=self.dtype, name="user_items")
-        data = matrix.data
-        largest = self.alpha * float(max(data.max(initial=0), -data.min(initial=0)))
-        if largest > float(np.finfo(self.dtype).max) ** (1 / 3):
-            raise InputError(
-                f"alpha * user_items reaches {largest:g}, whose square overflows {self.dtype}; "
-                "lower alpha or rescale the values"
-            )
-
-    def _start(self, n_users: int, n_items: int) -> None:
-        """Draw the factors that are missing, and check the shapes of those that are there."""
+    def _start(self, n_users: int, n_items: int) -> Model:
+        """Return the factors to start from: those that are there, once checked, or drawn ones."""
+        sides = []
         rng = check_random_state(self.random_state)
         for name, size in (("user_factors", n_users), ("item_factors", n_items)):
             factors = getattr(self, name)
             if factors is None:
                 drawn = rng.random((size, self.factors), dtype=self.dtype.type)
-                setattr(self, name, drawn * self.dtype.type(0.01))
+                sides.append(drawn * self.dtype.type(0.01))
                 continue
             factors = np.asarray(factors)
             if factors.dtype.kind not in "fiu":
@@ -392,31 +256,13 @@ class AlternatingLeastSquares(HasParameters, HasIds):
                     f"{(size, self.factors)}{hint}; set it to None to start afresh"
                 )
             # a copy: training works in place, and the caller may hold the former factors
-            setattr(self, name, np.array(factors, self.dtype, order="C"))
+            sides.append(np.array(factors, self.dtype, order="C"))
+        return Model(*sides)
 
-    def _loss_scale(self, matrix: sp.csr_matrix) -> float:
-        """1 over ``sum abs(c) + cells - nnz``, by which ``implicit`` divides its loss."""
-        confidence = self.alpha * float(np.abs(matrix.data).sum(dtype=np.float64))
-        total = confidence + float(matrix.shape[0]) * matrix.shape[1] - matrix.nnz
-        return 1 / total if total > 0 else 1.0
-
-    def _recalculate(self, ids: Any, matrix: Any, fixed: np.ndarray, side: str) -> np.ndarray:
-        scalar = np.ndim(ids) == 0
-        rows = requested_rows(matrix, np.size(ids), len(fixed), "recalculate")
-        rows = as_csr(rows, name="user_items", dtype=self.dtype)
-        self._check_confidences(rows)
-        solved = fold_in(
-            self._backend(), self._objective(), SparseRows.from_csr(rows), fixed, Cholesky(), side
-        )
-        return solved[0] if scalar else solved
-
-
-def _stored_factors(array: np.ndarray | None, where: str) -> np.ndarray:
-    """Return factors read from a file after checking that they are a finite matrix."""
-    if array is None or array.ndim != 2 or array.dtype.kind != "f":
-        raise ModelFileError(
-            f"{where} is missing or no matrix of floats; this is no AlternatingLeastSquares model"
-        )
-    if not np.isfinite(array).all():
-        raise ModelFileError(f"{where} holds NaN or inf")
-    return array
+    def _queries(
+        self, backend: Backend, ids: np.ndarray, rows: sp.csr_matrix | None
+    ) -> tuple[Array, Array]:
+        users, items = self._both_on_device(backend, self._factors)
+        if rows is not None:
+            return backend.from_host(self._solve("users", rows)), items
+        return users[backend.from_host(ids)], items

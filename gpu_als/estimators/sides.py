@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_magnitude
 from gpu_als.errors import InputError
@@ -49,22 +50,23 @@ def both_sides(
 
 def fold_in(
     backend: Backend,
-    objective: Objective,
-    rows: SparseRows,
-    fixed: np.ndarray,
+    problem: RowProblem,
+    fixed: Any,
     solver: Solver,
-    side: str,
     *,
     bias: bool = False,
+    frame: Frame | None = None,
 ) -> np.ndarray:
     """Solve rows that training has not seen, exactly as a half-sweep would.
 
     Parameters
     ----------
-    rows : SparseRows
-        New rows of the ``side`` ("users" or "items").
+    problem : RowProblem
+        Of the new rows, on the host.
     fixed : array, shape (n_fixed, k)
-        Trained factors of the other side.
+        Trained factors of the other side, anywhere.
+    bias, frame
+        As :func:`~gpu_als.training.solve_side` takes them.
 
     Returns
     -------
@@ -72,10 +74,11 @@ def fold_in(
         Zero for rows without entries and for rows with a singular system.
     """
     with backend.session():
-        problem = objective.row_problem(rows, fixed.shape[1], backend.batch_elements, side)
-        solved = backend.from_host(np.zeros((rows.n_rows, fixed.shape[1]), fixed.dtype))
         on_device = backend.from_host(fixed)
-        solve_side(backend, backend.load(problem), on_device, solved, solver, bias=bias)
+        shape = problem.rows.n_rows, on_device.shape[1]
+        solved = backend.xp.zeros(shape, on_device.dtype)
+        loaded = backend.load(problem)
+        solve_side(backend, loaded, on_device, solved, solver, bias=bias, frame=frame)
         return backend.to_host(solved)
 
 

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from gpu_als.backends.cupy.compile import KernelError, Kernels
 from gpu_als.backends.cupy.fused import SPLIT_FLOATS, DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
+from gpu_als.backends.cupy.matrix import Matrix
 from gpu_als.backends.cupy.memory import bytes_needed
 from gpu_als.backends.cupy.ranking import FusedTopK
 from gpu_als.backends.frame import Frame
@@ -249,9 +250,14 @@ class CupyBackend:
         warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=3)
         self.fused = None
 
-    def from_host(self, array: np.ndarray) -> Array:
-        """Return a NumPy array on the device."""
-        return self.xp.asarray(array)
+    def from_host(self, array: Any) -> Array:
+        """See :class:`gpu_als.backends.ops.Backend`."""
+        return array.array if isinstance(array, Matrix) else self.xp.asarray(array)
+
+    def hold(self, factors: Any) -> Matrix:
+        """See :class:`gpu_als.backends.ops.Backend`."""
+        with self.session():
+            return Matrix(self.from_host(factors))
 
     def to_host(self, array: Array) -> np.ndarray:
         """Return an array of the device as a NumPy array."""

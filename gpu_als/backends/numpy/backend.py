@@ -152,9 +152,11 @@ class NumpyBackend:
     def top_k(self, *ranking: Any) -> None:
         """See :class:`gpu_als.backends.ops.Backend`; tiles are what a CPU is good at."""
 
-    def from_host(self, array: np.ndarray) -> np.ndarray:
-        """Return a NumPy array on the device: here, as it is."""
-        return array
+    def from_host(self, array: Any) -> np.ndarray:
+        """See :class:`gpu_als.backends.ops.Backend`; NumPy arrays are where they belong."""
+        return np.asarray(array)
+
+    hold = from_host
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """See :class:`gpu_als.backends.ops.Ops`."""
