@@ -163,7 +163,9 @@ def train(
         raise InputError(f"callback must be a function or None, not {callback!r}")
     _check_scale(problems, model.user_factors.dtype)
     best = np.inf
-    backend.check_memory(problems, model.user_factors, model.item_factors)
+    # Those being trained; the best so far; those a callback looks at.
+    copies = 1 + (validate is not None) + (callback is not None)
+    backend.check_memory(problems, model.user_factors, model.item_factors, copies)
     with backend.session(), tqdm(total=schedule.iterations, disable=not progress) as bar:
         users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
         user_problem, item_problem = (backend.load(problem) for problem in problems)

@@ -101,7 +101,11 @@ class Backend(Ops, Protocol):
         ...
 
     def check_memory(
-        self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
+        self,
+        problems: tuple[RowProblem, RowProblem],
+        users: np.ndarray,
+        items: np.ndarray,
+        copies: int = 1,
     ) -> None:
         """Refuse a fit that the device has no room for, before anything is put there.
 
@@ -111,6 +115,8 @@ class Backend(Ops, Protocol):
             On the host.
         users, items : array
             The factors, on the host.
+        copies : int
+            How often they will be there at the same time.
 
         Raises
         ------

@@ -179,10 +179,14 @@ class CupyBackend:
         return len(kernels)
 
     def check_memory(
-        self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
+        self,
+        problems: tuple[RowProblem, RowProblem],
+        users: np.ndarray,
+        items: np.ndarray,
+        copies: int = 1,
     ) -> None:
         """See :class:`gpu_als.backends.ops.Backend`."""
-        needed = bytes_needed(problems, users, items, _SMALLEST_BATCH + SPLIT_FLOATS)
+        needed = bytes_needed(problems, users, items, _SMALLEST_BATCH + SPLIT_FLOATS, copies)
         available = self.xp.cuda.runtime.memGetInfo()[0]
         available += self.xp.get_default_memory_pool().free_bytes()
         if needed > available:

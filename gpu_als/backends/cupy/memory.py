@@ -16,6 +16,7 @@ def bytes_needed(
     users: np.ndarray,
     items: np.ndarray,
     workspace: int,
+    copies: int = 1,
 ) -> int:
     """Return the bytes of device memory a fit needs at its peak.
 
@@ -27,8 +28,10 @@ def bytes_needed(
         The factors.
     workspace : int
         Elements that the general path and split rows use besides.
+    copies : int
+        How often the factors are there at the same time.
     """
-    factors = users.nbytes + items.nbytes
+    factors = copies * (users.nbytes + items.nbytes)
     data = sum(_problem_bytes(problem) for problem in problems)
     # While one problem's weights are worked out there are temporaries of its size.
     loading = max(12 * len(problem.rows.values) for problem in problems)

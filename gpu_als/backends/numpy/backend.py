@@ -141,7 +141,11 @@ class NumpyBackend:
         return HalfSweepStats(), problem
 
     def check_memory(
-        self, problems: tuple[RowProblem, RowProblem], users: np.ndarray, items: np.ndarray
+        self,
+        problems: tuple[RowProblem, RowProblem],
+        users: np.ndarray,
+        items: np.ndarray,
+        copies: int = 1,
     ) -> None:
         """See :class:`gpu_als.backends.ops.Backend`; here the data is where it stays."""
 
