@@ -3,6 +3,7 @@
 from typing import Any
 
 from gpu_als import datasets, errors, evaluation, metrics, solvers
+from gpu_als.checkpoint import Checkpoint
 from gpu_als.data import Interactions, read_interactions
 from gpu_als.errors import GpuAlsError, ModelFitError, ParameterWarning
 from gpu_als.estimators import (
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HAS_CUDA",
     "AlternatingLeastSquares",
+    "Checkpoint",
     "ExplicitALS",
     "FitReport",
     "GpuAlsError",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "CheckpointError",
+    "DownloadError",
     "GpuAlsError",
     "IdRangeError",
     "InputError",
@@ -35,6 +37,14 @@ class ReadError(GpuAlsError, ValueError):
 
 class ModelFileError(GpuAlsError, ValueError):
     """A model file is truncated, corrupted, foreign or inconsistent."""
+
+
+class CheckpointError(ModelFileError):
+    """A checkpoint is damaged, or of another fit. The message names what differs."""
+
+
+class DownloadError(GpuAlsError, OSError):
+    """A file cannot be downloaded. The message gives the address and where to put it by hand."""
 
 
 class NotFittedError(GpuAlsError, ValueError, AttributeError):

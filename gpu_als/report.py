@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 __all__ = ["FitReport"]
 
@@ -72,6 +72,14 @@ class FitReport:
         plain["seconds"] = [list(pair) for pair in self.seconds]
         plain["user_rows"], plain["item_rows"] = dict(self.user_rows), dict(self.item_rows)
         return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Self:
+        """Return the report that :meth:`to_dict` was called on."""
+        report = cls(**plain)
+        report.seconds = [(float(users), float(items)) for users, items in report.seconds]
+        report.user_rows, report.item_rows = Counter(report.user_rows), Counter(report.item_rows)
+        return report
 
     def __str__(self) -> str:
         """Return a summary in plain words."""

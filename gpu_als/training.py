@@ -16,6 +16,7 @@ from gpu_als.backends.frame import Frame
 from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
+from gpu_als.checkpoint import Writer
 from gpu_als.errors import InputError, ModelFitError, SingularRowsWarning
 from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, RowProblem
@@ -123,6 +124,8 @@ def train(
     validate: Validate | None = None,
     callback: Callback | None = None,
     progress: bool = False,
+    best: tuple[np.ndarray, np.ndarray] | None = None,
+    checkpoints: Writer | None = None,
 ) -> None:
     """Alternate half-sweeps over users and items until the schedule says stop.
 
@@ -146,6 +149,11 @@ def train(
         :class:`StopTraining`.
     progress : bool
         Show a progress bar.
+    best : pair of array, optional
+        With a report of iterations already run: the factors of the best of them, where those are
+        not the initial factors of this call.
+    checkpoints : Writer, optional
+        Saves the state after iterations.
 
     Raises
     ------
@@ -162,15 +170,22 @@ def train(
     if callback is not None and not callable(callback):
         raise InputError(f"callback must be a function or None, not {callback!r}")
     _check_scale(problems, model.user_factors.dtype)
-    best = np.inf
+    first = report.iterations
+    lowest = min((_score(metrics) for metrics in report.metrics), default=np.inf)
     # Those being trained; the best so far; those a callback looks at.
     copies = 1 + (validate is not None) + (callback is not None)
     backend.check_memory(problems, model.user_factors, model.item_factors, copies)
-    with backend.session(), tqdm(total=schedule.iterations, disable=not progress) as bar:
+    bar = tqdm(total=schedule.iterations, initial=first, disable=not progress)
+    with backend.session(), bar:
         users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
         user_problem, item_problem = (backend.load(problem) for problem in problems)
         model.user_factors, model.item_factors = kept = users, items
-        for iteration in range(schedule.iterations):
+        if best is not None:
+            kept = backend.from_host(best[0]), backend.from_host(best[1])
+        elif validate is not None:
+            kept = users.copy(), items.copy()
+        done = first > 0 and _settled(schedule, report, first - 1)
+        for iteration in range(first, first if done else schedule.iterations):
             begin = time.perf_counter()
             user_stats = solve_side(
                 backend, user_problem, items, users, solvers[0], bias=model.bias
@@ -187,9 +202,8 @@ def train(
             if validate is not None:
                 metrics = validate(backend.to_host(users), backend.to_host(items))
                 report.metrics.append(metrics)
-                score = next(iter(metrics.values()))
-                improved = score < best
-                best = min(best, score)
+                improved = _score(metrics) < lowest
+                lowest = min(lowest, _score(metrics))
                 if improved and iteration + 1 < schedule.iterations:
                     kept = users.copy(), items.copy()
                 elif improved:
@@ -203,8 +217,16 @@ def train(
                     callback(iteration, end - begin, loss)
             except StopTraining:
                 report.stopped = "callback"
-                break
-            if _settled(schedule, report, iteration):
+            last = report.stopped == "callback" or _settled(schedule, report, iteration)
+            last = last or iteration + 1 == schedule.iterations
+            if checkpoints is not None and checkpoints.is_due(iteration + 1, last=last):
+                other = validate is not None and kept[0] is not users
+                now, so_far = (
+                    (backend.to_host(pair[0]), backend.to_host(pair[1]))
+                    for pair in ((users, items), kept)
+                )
+                checkpoints.write(now, so_far if other else None, report)
+            if last:
                 break
         if validate is None:
             kept = users, items
@@ -217,6 +239,11 @@ def train(
             SingularRowsWarning,
             stacklevel=3,
         )
+
+
+def _score(metrics: dict[str, float]) -> float:
+    """Return what validation watches: the first metric."""
+    return next(iter(metrics.values()))
 
 
 def _check_scale(problems: tuple[RowProblem, RowProblem], dtype: np.dtype) -> None:

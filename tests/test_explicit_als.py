@@ -488,6 +488,20 @@ def test_folding_in_is_a_half_sweep(params):
     assert biases[6] == 0
 
 
+def test_folding_in_weighs_ratings():
+    model = fit(bias=False)
+    new = random_ratings(6, 20, 0.5, 77)
+    weights = np.random.default_rng(78).uniform(0.2, 3, new.nnz)
+    factors = model.fold_in_users(new, sample_weight=weights)
+    for u in range(6):
+        part = slice(*new.indptr[u : u + 2])
+        rows, weight = new.indices[part], weights[part]
+        system = row_system(
+            model.item_factors, rows, weight, weight * new.data[part], 0.1 * len(rows)
+        )
+        np.testing.assert_allclose(factors[u], np.linalg.solve(*system), rtol=1e-8)
+
+
 def test_folding_in_the_training_data_gives_the_next_users():
     """After the items settled, the users' half-sweep returns the users there are."""
     model = fit(iterations=3000, tol=1e-15, regularization=0.2)

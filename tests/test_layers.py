@@ -21,6 +21,7 @@ FLOORS = {
     "gpu_als.row_problem": 2,
     "gpu_als.objectives": 2,
     "gpu_als.backends": 3,
+    "gpu_als.checkpoint": 4,
     "gpu_als.report": 4,
     "gpu_als.training": 4,
     "gpu_als.ranking": 5,

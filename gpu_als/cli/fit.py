@@ -8,6 +8,7 @@ import time
 from os.path import samefile
 from typing import Any
 
+from gpu_als.checkpoint import Checkpoint
 from gpu_als.cli.interrupt import GracefulInterrupt
 from gpu_als.cli.options import (
     add_device_options,
@@ -59,6 +60,19 @@ def add_command(commands: Any) -> None:
     held_out.add_argument(
         "--validation", metavar="FILE", help="measure the model on this file instead"
     )
+    parser.add_argument(
+        "--checkpoint", metavar="STATE.npz",
+        help="save the state of the training there as it goes on (default: it is not saved)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, metavar="S",
+        help="save it every so many seconds (default: after every iteration)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="go on from the state in --checkpoint if it is there: run a command that was killed "
+        "once more with this option",
+    )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE.png", help="draw the learning curve")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bar")
     add_json_option(parser)
@@ -77,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--patience needs --validation-fraction or --validation")
     _check_output(args)
     check_plot(args.plot)
+    checkpoint, state = _checkpoint(args)
     begin = time.perf_counter()
     ratings = read_ratings(args, args.ratings)
     n_users, n_items = ratings.shape
@@ -90,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         train(
             model, ratings,
             validation=validation, callback=interrupt.callback, progress=not args.quiet,
+            checkpoint=checkpoint, resume=state,
         )  # fmt: skip
     report = model.report_
     assert report is not None
@@ -136,6 +152,24 @@ def _check_output(args: argparse.Namespace) -> None:
             and samefile(target, source)
         ):
             raise InputError(f"-o: {target} would overwrite the ratings; pass another name")
+
+
+def _checkpoint(args: argparse.Namespace) -> tuple[Checkpoint | None, str | None]:
+    """Return where the state goes, and the file to go on from if there is one."""
+    if args.checkpoint is None:
+        if args.resume or args.checkpoint_seconds is not None:
+            raise InputError("--resume and --checkpoint-seconds need --checkpoint STATE.npz")
+        return None, None
+    check_folder(args.checkpoint, "--checkpoint")
+    file = args.checkpoint if args.checkpoint.endswith(".npz") else f"{args.checkpoint}.npz"
+    checkpoint = Checkpoint(file, seconds=args.checkpoint_seconds)
+    if not args.resume:
+        return checkpoint, None
+    if not os.path.exists(file):
+        say(args, f"There is no {file} yet; starting afresh")
+        return checkpoint, None
+    say(args, f"Going on from {file}")
+    return checkpoint, file
 
 
 def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:

@@ -55,12 +55,18 @@ def train(
     validation: Any = None,
     callback: Any = None,
     progress: bool = True,
+    **state: Any,
 ) -> None:
-    """Fit either kind of model; only an explicit one watches the validation set."""
+    """Fit either kind of model; only an explicit one watches the validation set.
+
+    ``state`` is what ``fit`` takes to save its state and go on from one.
+    """
     if isinstance(model, ExplicitALS):
-        model.fit(ratings, validation=validation, callback=callback, show_progress=progress)
+        model.fit(
+            ratings, validation=validation, callback=callback, show_progress=progress, **state
+        )
     else:
-        model.fit(ratings, callback=callback, show_progress=progress)
+        model.fit(ratings, callback=callback, show_progress=progress, **state)
 
 
 def load_model(args: argparse.Namespace, file: str) -> AnyModel:

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from gpu_als.datasets.download import DownloadError, PartialFile, receive
-from gpu_als.errors import InputError, ReadError
+from gpu_als.datasets.download import PartialFile, receive
+from gpu_als.errors import DownloadError, InputError, ReadError
 
 try:
     import fcntl

@@ -14,16 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gpu_als.errors import GpuAlsError
+from gpu_als.errors import DownloadError
 
-__all__ = ["DownloadError", "PartialFile", "receive"]
+__all__ = ["PartialFile", "receive"]
 
 _TIMEOUT = 30.0  # seconds without a single byte
 _CHUNK_BYTES = 1 << 16
-
-
-class DownloadError(GpuAlsError, OSError):
-    """A file cannot be downloaded. The message gives the address and where to put it by hand."""
 
 
 @dataclass(frozen=True)

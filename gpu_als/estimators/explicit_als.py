@@ -25,6 +25,7 @@ from gpu_als.estimators.params import (
     check_precision,
 )
 from gpu_als.estimators.recommending import Recommends, requested_rows
+from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.sides import aligned_weights, both_sides, fold_in
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
@@ -156,6 +157,8 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         validation: Any = None,
         callback: Callable[[int, float, float], Any] | None = None,
         show_progress: bool = False,
+        checkpoint: Any = None,
+        resume: Any = None,
     ) -> Self:
         """Train on ratings.
 
@@ -175,6 +178,11 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             ``callback(iteration, seconds, loss)`` after each iteration; ``report_`` is up to date
             by then. May raise :class:`gpu_als.StopTraining`.
         show_progress : bool
+        checkpoint : path or Checkpoint, optional
+            Where, and how often, to save the state of the fit.
+        resume : path, optional
+            Go on from a saved state, to the same factors as if the fit had not been interrupted:
+            to the bit on the same kind of device. ``iterations`` counts from the very start.
 
         Returns
         -------
@@ -185,6 +193,8 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         ------
         InputError
             Ratings or a parameter cannot be used; the message says why.
+        CheckpointError
+            The saved state is damaged, or of a fit with other parameters or data.
         """
         matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
         check_magnitude(matrix, dtype=self.dtype, name="ratings")
@@ -198,11 +208,24 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
         backend = self._get_backend()
         problems = both_sides(self._objective(mean), matrix, weights, self._width, backend)
-        model = self._start(matrix)
-        validate = (
-            None if validation is None else self._validator(validation, ratings, matrix, mean)
+        held_out, validate = None, None
+        if validation is not None:
+            held_out = _triples(validation, ratings, matrix.shape)
+            validate = self._validator(*held_out, mean)
+        start = begin(
+            checkpoint,
+            resume,
+            FitReport(backend.device, entries=matrix.nnz),
+            {"model": "explicit", **self.get_params()},
+            {
+                "ratings": (matrix.indptr, matrix.indices, matrix.data, weights),
+                "validation": held_out or (),
+            },
+            tuple((size, self._width) for size in matrix.shape),
+            bias=self.bias,
         )
-        self.report_ = FitReport(backend.device, entries=matrix.nnz)
+        model = start.model or self._start(matrix)
+        self.report_ = start.report
         schedule = Schedule(self.iterations, self.tol, self.patience)
         if self.patience is not None and validate is None:
             raise InputError("patience needs a validation set; pass fit(..., validation=...)")
@@ -216,6 +239,8 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             validate=validate,
             callback=callback,
             progress=show_progress,
+            best=start.best,
+            checkpoints=start.checkpoints,
         )
         self._set_factors(*(backend.to_host(side) for side in model.factors))
         self.global_mean = mean
@@ -246,13 +271,15 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         )
 
     def fold_in_users(
-        self, ratings: Any, *, return_biases: bool = False
+        self, ratings: Any, *, sample_weight: Any = None, return_biases: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Return factors of users that were not trained on, exactly as a half-sweep would.
 
         Parameters
         ----------
         ratings : sparse matrix or array, shape (n, n_items)
+        sample_weight : optional
+            Weight of each rating, as in :meth:`fit`.
         return_biases : bool
             Return ``(factors, biases)``.
 
@@ -264,12 +291,15 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         self._check_unchanged()
         matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
         check_magnitude(matrix, dtype=self.dtype, name="ratings")
+        weights = None
+        if sample_weight is not None:
+            matrix, weights = aligned_weights(ratings, sample_weight, matrix)
         matrix = requested_rows(
             matrix, matrix.shape[0], len(self.item_factors), "fold in", dtype=self.dtype
         )
         backend = self._get_backend()
         problem = self._objective(self.global_mean).row_problem(
-            SparseRows.from_csr(matrix), self._width, backend.batch_elements, "users"
+            SparseRows.from_csr(matrix, weights), self._width, backend.batch_elements, "users"
         )
         items = self._with_biases(self.item_factors, self.item_biases)
         solved = fold_in(backend, problem, items, self._solver("users"), bias=self.bias)
@@ -430,10 +460,8 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         return scores + (users[rows, -1] + items[columns, -1] + self.dtype.type(mean))
 
     def _validator(
-        self, validation: Any, ratings: Any, matrix: sp.csr_matrix, mean: float
+        self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, mean: float
     ) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
-        rows, columns, values = _triples(validation, ratings, matrix.shape)
-
         def validate(users: np.ndarray, items: np.ndarray) -> dict[str, float]:
             if not self.bias:  # a column of zeros in the place of the bias
                 users, items = (np.pad(side, ((0, 0), (0, 1))) for side in (users, items))

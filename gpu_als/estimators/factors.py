@@ -15,7 +15,7 @@ from gpu_als.errors import BackendError
 from gpu_als.ranking.pairs import check_pairs, pair_scores
 from gpu_als.row_problem import Array
 
-__all__ = ["HasFactors", "norms"]
+__all__ = ["HasFactors", "HasSnapshots", "norms"]
 
 _SMALLEST_NORM = 1e-10
 """What stands for a norm of zero, as in ``implicit``, so that one can divide by it."""
@@ -23,13 +23,31 @@ _SMALLEST_NORM = 1e-10
 T = TypeVar("T")
 
 
-class HasFactors:
+class HasSnapshots:
+    """Mixin: a model that other threads may train while it is read.
+
+    Its arrays are replaced and never changed in place, and those that belong together are replaced
+    at one blow. So a method that begins with a snapshot sees one model from beginning to end.
+    """
+
+    def _snapshot(self) -> Self:
+        """Return this model as it is now: a shallow copy."""
+        frozen = object.__new__(type(self))
+        vars(frozen).update(vars(self))
+        return frozen
+
+    def _publish(self, **attributes: Any) -> None:
+        """Replace attributes at one blow."""
+        # One call into C, so no other thread runs between two of them; likewise in a snapshot.
+        vars(self).update(attributes)
+
+
+class HasFactors(HasSnapshots):
     """Mixin: ``user_factors`` and ``item_factors``, on the host or on the GPU.
 
-    Both are held in one tuple that is replaced as a whole and never changed in place. So a method
-    that takes the tuple once sees a pair of matrices that belong together, whatever other threads
-    do meanwhile. What is worked out from a matrix (norms, Grams) is kept with it, and worked out
-    anew once another matrix has taken its place.
+    Both are held in one tuple that is replaced as a whole. What is worked out from a matrix (norms,
+    Grams) is kept with it, shared by all snapshots, and worked out anew once another matrix has
+    taken its place.
     """
 
     use_gpu: bool | None
@@ -121,7 +139,7 @@ class HasFactors:
     def _moved(self, *, use_gpu: bool) -> Self:
         moved = copy.copy(self)
         moved.use_gpu = use_gpu
-        moved._place(*(None if one is None else np.array(one) for one in self._factors))
+        moved._place(*(None if one is None else np.array(one) for one in moved._factors))
         return moved
 
     def _place(self, users: Any, items: Any) -> None:

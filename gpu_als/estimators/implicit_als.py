@@ -26,6 +26,7 @@ from gpu_als.estimators.params import (
     check_nonnegative,
     check_precision,
 )
+from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.sides import both_sides
 from gpu_als.estimators.similar import FindsSimilar
 from gpu_als.objectives import IALS, Implicit
@@ -149,6 +150,9 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         user_items: Any,
         show_progress: bool = True,
         callback: Callable[[int, float, float | None], Any] | None = None,
+        *,
+        checkpoint: Any = None,
+        resume: Any = None,
     ) -> None:
         """Train on a matrix of interactions, from the present factors where there are some.
 
@@ -160,6 +164,11 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         callback : callable, optional
             ``callback(iteration, seconds, loss)`` after each iteration; the loss is None unless
             ``calculate_training_loss``.
+        checkpoint : path or Checkpoint, optional
+            Where, and how often, to save the state of the fit.
+        resume : path, optional
+            Go on from a saved state, to the same factors as if the fit had not been interrupted:
+            to the bit on the same kind of device. ``iterations`` counts from the very start.
 
         Raises
         ------
@@ -167,15 +176,24 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             The matrix or a parameter cannot be used; the message says why.
         ModelFitError
             The factors to start from hold NaN or inf.
+        CheckpointError
+            The saved state is damaged, or of a fit with other parameters or data.
         """
         matrix = self._check_interactions(user_items)
-        model = self._start(*matrix.shape)
         backend = self._get_backend()
         objective = self._objective()
         problems = both_sides(objective, matrix, None, self.factors, backend)
         rows = SparseRows.from_csr(matrix)
-        report = FitReport(backend.device, entries=matrix.nnz)
-        self.report_ = report
+        start = begin(
+            checkpoint,
+            resume,
+            FitReport(backend.device, entries=matrix.nnz),
+            {"model": "implicit", **self.get_params(), "cg_steps": self.cg_steps},
+            {"user_items": (matrix.indptr, matrix.indices, matrix.data)},
+            tuple((size, self.factors) for size in matrix.shape),
+        )
+        model = start.model or self._start(*matrix.shape)
+        self.report_ = start.report
         callback = callback or self.fit_callback
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
 
@@ -194,7 +212,9 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
                 (solver, solver),
                 model,
                 Schedule(self.iterations),
-                report=report,
+                report=start.report,
+                best=start.best,
+                checkpoints=start.checkpoints,
                 constant=objective.constant(rows),
                 loss_scale=loss_scale(matrix, self.alpha),
                 callback=callback and watch,

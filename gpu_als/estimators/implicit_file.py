@@ -8,10 +8,11 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.splits import check_random_state
 from gpu_als.errors import InputError, ModelFileError
 from gpu_als.estimators.external_ids import HasIds
 from gpu_als.estimators.factors import HasFactors
-from gpu_als.estimators.params import HasParameters, check_integer
+from gpu_als.estimators.params import HasParameters, check_flag, check_integer
 
 __all__ = ["StoredAsNpz"]
 
@@ -20,6 +21,7 @@ _PARAMETERS = (
     "calculate_training_loss", "random_state", "alpha", "unobserved_weight",
     "regularization_exponent",
 )  # fmt: skip
+_MATRICES = ("user_factors", "item_factors")
 
 
 class StoredAsNpz(HasParameters, HasFactors, HasIds):
@@ -30,24 +32,39 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
     cg_steps: int
 
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
-        users, items = (np.asarray(factors) for factors in self._checked())
+        """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name.
+
+        What other threads do to the model meanwhile changes nothing of what is written.
+
+        Raises
+        ------
+        InputError
+            The factors hold NaN or inf.
+        OSError
+            The file cannot be written; what was there before is left as it was. (A file object is
+            left as far as it got.)
+        """
+        model = self._snapshot()
+        users, items = (np.asarray(factors) for factors in model._checked())
         arrays = {"user_factors": users, "item_factors": items}
         for name, factors in arrays.items():
             if not np.isfinite(factors).all():
                 raise InputError(f"{name} holds NaN or inf; such a model is not worth keeping")
-        plain = {name: getattr(self, name) for name in _PARAMETERS}
+        plain = {name: getattr(model, name) for name in _PARAMETERS}
         plain["factors"] = users.shape[1]  # set_params may have changed it since
         seed = plain["random_state"]
         if not isinstance(seed, int | np.integer):
             plain["random_state"] = None
-        plain["dtype"] = self.dtype.name
+        plain["dtype"] = model.dtype.name
         plain = {name: value for name, value in plain.items() if value is not None}
-        write_arrays(file, arrays | self._ids_to_store() | plain)
+        write_arrays(file, arrays | model._ids_to_store() | plain)
 
     @classmethod
     def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
         """Read a model that :meth:`save` or ``implicit`` wrote.
+
+        Nothing is unpickled, and no more memory is taken than the file accounts for: what is
+        stored as it is needs as much as the file, what is compressed at most 100 times as much.
 
         Raises
         ------
@@ -55,40 +72,56 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
             The file is damaged or holds something else; the message says what.
         """
         stored = read_arrays(file)
-        users, items = (
-            _stored_factors(stored.pop(name, None), f"{file}: {name}")
-            for name in ("user_factors", "item_factors")
-        )
-        ids = {name: array for name, array in stored.items() if name in ("user_ids", "item_ids")}
+        matrices = {name: stored.pop(name, None) for name in _MATRICES}
+        for name, array in matrices.items():
+            if array is None or array.ndim != 2 or array.dtype.kind != "f":
+                raise ModelFileError(
+                    f"{file}: {name} is missing or no matrix of floats; this is no "
+                    "AlternatingLeastSquares model"
+                )
+        ids = {name: stored.pop(name) for name in ("user_ids", "item_ids") if name in stored}
+        lost = {"factors", "regularization", "iterations"} - stored.keys()
+        if lost:
+            raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
+        unknown = stored.keys() - {*_PARAMETERS, "dtype"}
+        if unknown:
+            raise ModelFileError(
+                f"{file}: holds {sorted(unknown)}, which is no parameter of an "
+                "AlternatingLeastSquares model; a newer gpu_als may know it"
+            )
         try:
-            values = {name: array.item() for name, array in stored.items() if name not in ids}
-            lost = {"factors", "regularization", "iterations"} - values.keys()
-            if lost:
-                raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
-            steps = values.pop("cg_steps", 3)
+            values = {name: array.item() for name, array in stored.items()}
+            for name in ("use_native", "calculate_training_loss"):
+                check_flag(values.get(name, False), name=name)
+            check_random_state(values.get("random_state"))
+            steps = check_integer(values.pop("cg_steps", 3), name="cg_steps", at_least=1)
             if values.get("dtype") == "float16":  # of a GPU model of implicit
                 values["dtype"] = "float32"
-            known = {name: values[name] for name in cls._parameter_names() if name in values}
-            model = cls(**known)
-            model.cg_steps = check_integer(steps, name="cg_steps", at_least=1)
+            names = cls._parameter_names()
+            model = cls(**{name: value for name, value in values.items() if name in names})
         except (ValueError, TypeError) as error:
             raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
+        model.cg_steps = steps
+        users, items = matrices.values()
         if not users.shape[1] == items.shape[1] == model.factors:
             raise ModelFileError(
                 f"{file}: factors of shapes {users.shape} and {items.shape} do not fit "
                 f"factors={model.factors}"
             )
-        model._place(users.astype(model.dtype), items.astype(model.dtype))
+        model._place(
+            *(
+                _as_factors(array, model.dtype, f"{file}: {name}")
+                for name, array in matrices.items()
+            )
+        )
         model._restore_ids(ids, file)
         return model
 
 
-def _stored_factors(array: np.ndarray | None, where: str) -> np.ndarray:
-    """Return factors read from a file after checking that they are a finite matrix."""
-    if array is None or array.ndim != 2 or array.dtype.kind != "f":
-        raise ModelFileError(
-            f"{where} is missing or no matrix of floats; this is no AlternatingLeastSquares model"
-        )
-    if not np.isfinite(array).all():
-        raise ModelFileError(f"{where} holds NaN or inf")
-    return array
+def _as_factors(array: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """Return factors read from a file in the type of the model, after checking their values."""
+    with np.errstate(over="ignore"):
+        factors = np.asarray(array, dtype, order="C")
+    if not np.isfinite(factors).all():
+        raise ModelFileError(f"{where} holds NaN, inf, or values beyond {dtype}")
+    return factors

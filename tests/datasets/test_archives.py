@@ -92,6 +92,21 @@ def test_every_tar_format_is_read(member, format):
     assert read(member(archive, ".tar.gz")) == CONTENT
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
+def test_links_and_folders_of_a_tar_have_no_bytes_whatever_they_claim(member, kind):
+    before = special("another", type=kind, size=5000).tobuf()
+    archive = gzip.compress(before + gzip.decompress(tar_of([(NAME, CONTENT)])))
+    assert read(member(archive, ".tar.gz")) == CONTENT
+
+
+@BOTH
+def test_closing_the_member_closes_the_archive(member, pack, suffix):
+    with member(pack([(NAME, CONTENT)]), suffix).open() as stream:
+        inner = stream.raw._stream
+        assert not inner.closed
+    assert inner.closed
+
+
 def test_a_stored_member_is_read(member):
     archive = zip_of([(NAME, CONTENT)], compression=zipfile.ZIP_STORED)
     assert read(member(archive, ".zip")) == CONTENT
@@ -161,7 +176,7 @@ def test_an_encrypted_member_is_refused(member):
     archive = bytearray(zip_of([(NAME, CONTENT)]))
     for header, position_of_flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         archive[archive.index(header) + position_of_flags] |= 1
-    with pytest.raises(ReadError, match="encrypted"):
+    with pytest.raises(ReadError, match="it is encrypted; this is not the published archive"):
         member(bytes(archive), ".zip").open()
 
 
@@ -239,6 +254,13 @@ def test_a_tar_that_ends_before_the_member_is_damaged(member):
 def test_what_is_no_archive_is_refused(member, suffix, content):
     with pytest.raises(ReadError, match=r"set/ratings\.csv: the archive"):
         read(member(content, suffix))
+
+
+def test_a_directory_that_points_before_the_archive_is_damage(member):
+    archive = bytearray(zip_of([(NAME, CONTENT)]))
+    archive[archive.index(b"PK\x05\x06") + 16] += 1  # where the directory starts
+    with pytest.raises(ReadError, match="damaged"):
+        member(bytes(archive), ".zip").open()
 
 
 @BOTH

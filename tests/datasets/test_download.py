@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpu_als.datasets import DownloadError, cache, download
+from gpu_als.datasets import cache, download
 from gpu_als.datasets.cache import cache_folder, fetch
-from gpu_als.errors import GpuAlsError, InputError, ReadError
+from gpu_als.errors import DownloadError, GpuAlsError, InputError, ReadError
 
 CONTENT = np.random.default_rng(11).bytes(300_000)
 WAIT = 30
@@ -211,6 +211,7 @@ def test_no_connection_names_the_address_and_where_to_put_the_file(tmp_path, ser
         get(url=url)
     message = str(caught.value)
     assert message.startswith(url)
+    assert "the download failed ([Errno" in message
     assert "refused" in message
     assert f"put the file at {tmp_path / 'cache' / 'ml-100k.zip'}" in message
     assert isinstance(caught.value, GpuAlsError)
@@ -351,6 +352,14 @@ def test_the_progress_bar_is_shown_or_hidden(server, get, capfd, tmp_path):
     assert out == ""
     assert "ml-100k.zip: 100%" in err
     assert "300k/300k" in err
+
+
+def test_the_progress_bar_goes_on_where_the_download_does(server, get, capfd):
+    server.cuts = [100_000]
+    with pytest.raises(DownloadError):
+        get()
+    get(show_progress=True)
+    assert "300k/300k" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("url", ["ftp://host/a.zip", "file:///etc/passwd", "ml-100k.zip", 7])
