@@ -37,6 +37,13 @@ class DeviceArray(np.ndarray):
         return np.array(self, subok=False)
 
 
+class DeviceCSR(scipy.sparse.csr_matrix):
+    """A sparse matrix whose products with arrays are arrays on the device."""
+
+    def __matmul__(self, other):
+        return (scipy.sparse.csr_matrix(self) @ np.asarray(other)).view(DeviceArray)
+
+
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises without a usable GPU."""
 
@@ -184,7 +191,7 @@ def _modules() -> dict[str, types.ModuleType]:
         driverGetVersion=lambda: 13000,
         memGetInfo=lambda: (1 << 30, 1 << 30),
     )
-    modules["cupyx.scipy.sparse"].csr_matrix = scipy.sparse.csr_matrix
+    modules["cupyx.scipy.sparse"].csr_matrix = DeviceCSR
     modules["cupyx"].scipy = modules["cupyx.scipy"]
     modules["cupyx.scipy"].sparse = modules["cupyx.scipy.sparse"]
     libs = modules["cupy_backends.cuda.libs"]

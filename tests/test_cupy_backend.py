@@ -105,6 +105,33 @@ def test_implicit_factors_agree_with_numpy(cupy_backend, options, dtype) -> None
     assert models[0].report_.user_rows == models[1].report_.user_rows or dtype == np.float32
 
 
+@pytest.mark.parametrize("ridge", [0.0, 1e-6, 1e-4])
+def test_conjugate_gradients_do_not_follow_rounding(cupy_backend, ridge) -> None:
+    """One rating for each row leaves all directions but one to the ridge."""
+    matrix = sp.csr_matrix(3 * sp.eye(40))
+    predicted = []
+    for backend in ("cupy", "numpy"):
+        model = gpu_als.ExplicitALS(
+            8, ridge, bias=False, solver="cg", iterations=10, random_state=7, backend=backend
+        )
+        model.fit(matrix)
+        predicted.append(model.user_factors @ model.item_factors.T)
+    agree(*predicted, rtol=0.02)  # what the ridge decides has few digits
+
+
+@pytest.mark.parametrize("use_cg", [False, True])
+def test_confidences_of_one_without_a_ridge(cupy_backend, use_cg) -> None:
+    """Every row is a right-hand side of one shared system."""
+    scores = []
+    for use_gpu in (True, False):
+        model = gpu_als.AlternatingLeastSquares(
+            8, regularization=0.0, use_gpu=use_gpu, use_cg=use_cg, random_state=7
+        )
+        model.fit(ratings() != 0, show_progress=False)
+        scores.append(np.asarray(model.user_factors) @ np.asarray(model.item_factors).T)
+    agree(*scores, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"bias": False}, {"nonnegative": True}, {"scale_regularization": None}, {"solver": "cg"}],
@@ -337,8 +364,8 @@ def test_an_edited_header_is_another_source(monkeypatch, tmp_path) -> None:
 def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
     assert main(["info", "--json", "--compile", "8", "40"]) == 0
     compiled = json.loads(capsys.readouterr().out)["compiled"]
-    # 8 factors: one dual class and two primal kernels; 40: five and two
-    assert compiled == (0 if cupy_backend.fused is None else 3 + 7)
+    # Dual classes, primal kernels, those of conjugate gradients; a bias needs no others here.
+    assert compiled == (0 if cupy_backend.fused is None else (1 + 2 + 2) + (5 + 2 + 2))
 
 
 def test_info_refuses_no_factors(cupy_backend, capsys) -> None:

@@ -6,6 +6,8 @@ import os
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.ops import Backend
 from gpu_als.errors import BackendError, InputError
@@ -39,17 +41,16 @@ def get_backend(
     BackendError
         "cupy" was asked for, but CuPy or a GPU is missing; the message says what to install.
     """
-    if not isinstance(num_threads, int) or num_threads < 0:
+    whole = isinstance(num_threads, int | np.integer) and not isinstance(num_threads, bool)
+    if not whole or num_threads < 0:
         raise InputError(f"num_threads must be 0 (all processors) or more, not {num_threads!r}")
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if backend == "numpy":
-        return _numpy_backend(num_threads)
-    if backend == "cupy":
+    if not isinstance(backend, str) or backend not in ("auto", "numpy", "cupy"):
+        raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
+    if backend == "cupy" or (backend == "auto" and cuda_is_usable()):
         return _cupy_backend(precision)
-    if backend == "auto":
-        return _cupy_backend(precision) if cuda_is_usable() else _numpy_backend(num_threads)
-    raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
+    return _numpy_backend(int(num_threads))
 
 
 def cuda_is_usable() -> bool:

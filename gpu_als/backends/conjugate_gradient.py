@@ -9,13 +9,23 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+
 __all__ = ["DenseSystem", "LinearSystem", "conjugate_gradient"]
 
 Array = Any
 
 
 class LinearSystem(Protocol):
-    """A batch of symmetric positive definite systems ``lhs z = rhs``."""
+    """A batch of symmetric positive definite systems ``lhs z = rhs``.
+
+    Attributes
+    ----------
+    noise : array, shape (B,), or float
+        ``|residual|^2`` up to which a residual is nothing but rounding.
+    """
+
+    noise: Array
 
     def forward(self, p: Array) -> Array:
         """Return ``f``, linear in ``p`` (B, k)."""
@@ -39,6 +49,10 @@ class DenseSystem:
 
     def __init__(self, lhs: Array, rhs: Array) -> None:
         self.lhs, self.rhs = lhs, rhs
+        # Curvature from a matrix that was added up is rounded to its largest elements: along
+        # what is left once the residual is down to rounding, it could have any value.
+        eps = np.finfo(rhs.dtype).eps
+        self.noise = (8 * eps) ** 2 * (rhs * rhs).sum(axis=1)
 
     def forward(self, p: Array) -> Array:
         """See :class:`LinearSystem`."""
@@ -72,7 +86,7 @@ def conjugate_gradient(
     Returns
     -------
     z : array, shape (B, k)
-        A row stays where it is once its residual has vanished, or lies in the null space of its
+        A row stays where it is once its residual has vanished in rounding, or lies in the null space of its
         matrix up to rounding.
     f : array
         ``system.forward(z)``.
@@ -94,6 +108,7 @@ def conjugate_gradient(
         # What is left of a residual in a singular system's null space is noise, and a step could
         # have any length: there is none. (0 * curvature hands on what overflowed.)
         regular = (curvature > tiny) & (curvature > eps * steepest * square)
+        regular &= energy > system.noise
         length = xp.where(regular, energy / xp.where(regular, curvature, 1), 0 * curvature)[:, None]
         z += length * direction
         f = f + length * image

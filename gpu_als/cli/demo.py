@@ -62,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
     check_plot(args.plot)
     import scipy.sparse as sp
 
+    from gpu_als.backends import get_backend
     from gpu_als.data import train_test_split
     from gpu_als.data.synthetic import planted_ratings
     from gpu_als.estimators import ExplicitALS
 
+    get_backend(args.backend)  # says at once if there is no such device
     say(
         args,
         f"Making {args.ratings:,} ratings of {args.users:,} users on {args.items:,} items, from "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from os.path import samefile
 from typing import Any
 
 from gpu_als.checkpoint import Checkpoint
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--patience needs --validation-fraction or --validation")
     _check_output(args)
     check_plot(args.plot)
-    checkpoint, state = _checkpoint(args)
+    checkpoint = _checkpoint(args)
     begin = time.perf_counter()
     ratings = read_ratings(args, args.ratings)
     n_users, n_items = ratings.shape
@@ -105,14 +104,14 @@ def run(args: argparse.Namespace) -> int:
         train(
             model, ratings,
             validation=validation, callback=interrupt.callback, progress=not args.quiet,
-            checkpoint=checkpoint, resume=state,
+            checkpoint=checkpoint, resume=args.resume,
         )  # fmt: skip
     report = model.report_
     assert report is not None
     saved = None
     if args.output is not None:
         model.save(args.output)
-        saved = args.output if args.output.endswith(".npz") else f"{args.output}.npz"
+        saved = _with_ending(args.output)
     if args.plot and report.iterations:
         plot_learning_curve(args.plot, report, title=f"Learning curve: {describe(model)}")
     quality = {}
@@ -140,36 +139,40 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    check_folder(args.output, "-o")
-    if args.output is None:
-        return
-    target = args.output if args.output.endswith(".npz") else f"{args.output}.npz"
-    for source in (args.ratings, args.validation):
-        if (
-            source
-            and os.path.exists(target)
-            and os.path.exists(source)
-            and samefile(target, source)
-        ):
-            raise InputError(f"-o: {target} would overwrite the ratings; pass another name")
+    sources = (args.ratings, args.validation)
+    for option, file, others in (
+        ("-o", args.output, sources),
+        ("--checkpoint", args.checkpoint, (*sources, _with_ending(args.output))),
+    ):
+        check_folder(file, option)
+        target = _with_ending(file)
+        for other in others:
+            if target and other and _is_same_file(target, other):
+                raise InputError(f"{option}: {target} would overwrite {other}; pass another name")
 
 
-def _checkpoint(args: argparse.Namespace) -> tuple[Checkpoint | None, str | None]:
-    """Return where the state goes, and the file to go on from if there is one."""
+def _with_ending(file: str | None) -> str | None:
+    return file if file is None or file.endswith(".npz") else f"{file}.npz"
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _checkpoint(args: argparse.Namespace) -> Checkpoint | None:
+    """Return where the state goes; say where the fit begins."""
     if args.checkpoint is None:
         if args.resume or args.checkpoint_seconds is not None:
             raise InputError("--resume and --checkpoint-seconds need --checkpoint STATE.npz")
-        return None, None
-    check_folder(args.checkpoint, "--checkpoint")
-    file = args.checkpoint if args.checkpoint.endswith(".npz") else f"{args.checkpoint}.npz"
-    checkpoint = Checkpoint(file, seconds=args.checkpoint_seconds)
-    if not args.resume:
-        return checkpoint, None
-    if not os.path.exists(file):
-        say(args, f"There is no {file} yet; starting afresh")
-        return checkpoint, None
-    say(args, f"Going on from {file}")
-    return checkpoint, file
+        return None
+    checkpoint = Checkpoint(args.checkpoint, seconds=args.checkpoint_seconds)
+    if args.resume and checkpoint.path.exists():
+        say(args, f"Going on from {checkpoint.path}")
+    elif args.resume:
+        say(args, f"There is no {checkpoint.path} yet; starting afresh")
+    return checkpoint
 
 
 def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
@@ -228,6 +231,8 @@ def _print_report(
 ) -> None:
     print(report)
     print(f"stopped because {_WHY['callback' if interrupted else report.stopped]}")
+    if interrupted and args.checkpoint is not None:
+        print("The same command with --resume goes on from here.")
     if quality:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
         print(f"held-out ranking: {shown}")

@@ -9,7 +9,7 @@ import os
 import platform
 from typing import Any
 
-from gpu_als.cli.options import add_json_option, new_command
+from gpu_als.cli.options import add_json_option, add_precision_option, new_command
 from gpu_als.cli.output import print_json, print_pairs
 
 __all__ = ["add_command", "run"]
@@ -18,6 +18,7 @@ _INSTALL = (
     "if this machine has an NVIDIA GPU, run pip install 'gpu-als[cuda13]', or 'gpu-als[cuda12]' "
     "for a CUDA 12 driver"
 )
+_MOST_FACTORS = 1 << 16
 _CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 
 
@@ -39,6 +40,7 @@ def add_command(commands: Any) -> None:
         help="compile the GPU kernels for these numbers of factors now; later fits find them on "
         "disk",
     )
+    add_precision_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     found = _collect()
     if args.compile:
-        found["compiled"] = _compile(args.compile)
+        found["compiled"] = _compile(args.compile, args.precision)
     if args.json:
         print_json(found)
         return 0
@@ -70,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
             ("compute capability", gpu["compute_capability"]),
         ]
     if args.compile:
-        lines.append(("compiled", f"{found['compiled']} kernels for {args.compile} factors"))
+        lines.append(
+            (
+                "compiled",
+                f"{found['compiled']} kernels for {' and '.join(map(str, args.compile))} factors",
+            )
+        )
     lines.append(("backend 'auto'", "cupy, on the GPU" if gpu else "numpy, on the processors"))
     print_pairs(lines)
     return 0
@@ -127,15 +134,21 @@ def _gpu() -> tuple[dict[str, Any] | None, str | None]:
     }, None
 
 
-def _compile(factors: list[int]) -> int:
+def _compile(factors: list[int], precision: str | None) -> int:
     """Compile the kernels for numbers of factors; return how many there are."""
     from gpu_als.backends import get_backend
-    from gpu_als.errors import InputError
+    from gpu_als.errors import BackendError, InputError
 
-    if min(factors) < 1:
-        raise InputError(f"--compile needs numbers of factors from 1 on, not {min(factors)}")
-    backend: Any = get_backend("cupy")
-    return sum(backend.compile_kernels(k) for k in factors)
+    for k in factors:
+        if not 1 <= k <= _MOST_FACTORS:
+            raise InputError(
+                f"--compile needs numbers of factors from 1 to {_MOST_FACTORS:,}, not {k:,}"
+            )
+    try:
+        backend: Any = get_backend("cupy", precision=precision or "float32")
+    except BackendError as error:
+        raise BackendError(f"--compile needs a GPU: {error}") from error
+    return sum(backend.compile_kernels(k) for k in sorted(set(factors)))
 
 
 def _cupy_version() -> str | None:

@@ -13,6 +13,7 @@ __all__ = [
     "add_device_options",
     "add_json_option",
     "add_model_options",
+    "add_precision_option",
     "add_reading_options",
     "new_command",
     "reading_arguments",
@@ -21,7 +22,7 @@ __all__ = [
 EXPLICIT_OPTIONS = ("bias", "scale_regularization", "nonnegative", "tol", "patience")
 IMPLICIT_OPTIONS = ("alpha", "unobserved_weight", "regularization_exponent")
 MODEL_OPTIONS = (
-    *("factors", "regularization", "iterations", "duplicates", "use_cg", "cg_steps"),
+    *("factors", "regularization", "iterations", "precision", "duplicates", "use_cg", "cg_steps"),
     *EXPLICIT_OPTIONS,
     *IMPLICIT_OPTIONS,
 )
@@ -65,6 +66,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads of the numpy backend (default: 0, all processors)",
     )
+
+
+def add_precision_option(group: Any) -> None:
+    """Add ``--precision``."""
+    group.add_argument(
+        "--precision", choices=("float32", "tf32x3", "float16"),
+        help="how a GPU multiplies float32 factors (default: float32)",
+    )  # fmt: skip
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
@@ -127,10 +136,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--iterations", type=int, metavar="N", help="most iterations (default: 15)")
     group.add_argument("--dtype", choices=("float32", "float64"), default="float32",
                        help="precision of the factors (default: float32)")  # fmt: skip
-    group.add_argument(
-        "--precision", choices=("float32", "tf32x3", "float16"), default=None,
-        help="how a GPU multiplies float32 factors (default: float32)",
-    )  # fmt: skip
+    add_precision_option(group)
     group.add_argument(
         "--seed", type=int, default=1, metavar="N",
         help="seed of the initial factors and of random splits (default: 1)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from gpu_als.cli.options import (
     reading_arguments,
 )
 from gpu_als.cli.output import check_folder
+from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
@@ -106,6 +108,8 @@ def _read_ids(file: str) -> list[str]:
 def _opened(file: str | None) -> Iterator[TextIO]:
     if file is None:
         yield sys.stdout
-    else:
-        with open(file, "w", encoding="utf-8", newline="") as stream:
-            yield stream
+        return
+    with replacing(file) as binary:
+        stream = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        yield stream
+        stream.detach()  # flushes; the file is closed by whoever opened it

@@ -6,6 +6,8 @@ import errno
 import io
 import math
 import os
+import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,12 +20,24 @@ import numpy as np
 from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError, ModelFileError
 
-__all__ = ["read_arrays", "write_arrays"]
+__all__ = ["read_arrays", "to_factors", "write_arrays"]
 
-# Deflate cannot do better than 1032:1; a member that claims more is lying about its size.
-_LARGEST_RATIO = 1032
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+_LARGEST_RATIO = 100
+"""Deflate reaches 1032:1. What numbers and ids need is far below; a bomb is close to it."""
+_ALWAYS_ALLOWED = 1 << 26
+"""Bytes that arrays may need however small the file: a few zeros compress beyond every ratio."""
+_ENCRYPTED = 1
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError, OverflowError,
+    NotImplementedError, RuntimeError,
+)  # fmt: skip
 _SUPPORTED_KINDS = "biufUS"
+_MAGIC = b"\x93NUMPY\x01\x00"
+_HEADER = re.compile(
+    r"\{'descr': '([<>|][" + _SUPPORTED_KINDS + r"O]\d{0,9})', 'fortran_order': (True|False), "
+    r"'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\), \}\s*"
+)
+"""The one form in which NumPy writes such arrays; nothing else is evaluated."""
 
 
 def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, Any]) -> None:
@@ -47,7 +61,7 @@ def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, A
     """
     prepared = {name: _as_array(value, name) for name, value in arrays.items()}
     if isinstance(file, str | os.PathLike):
-        with replacing(_with_suffix(file)) as unfinished, unfinished.open("xb") as stream:
+        with replacing(_with_suffix(file)) as stream:
             _write_archive(stream, prepared)
     elif isinstance(file, io.TextIOBase) or not hasattr(file, "write"):
         raise InputError(
@@ -60,7 +74,9 @@ def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, A
 def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:
     """Read every array of a ``.npz`` file.
 
-    Nothing is unpickled, and no more memory is used than the file can account for.
+    Nothing is unpickled or evaluated. What the file says is compared with its length before memory
+    is taken: arrays stored as they are need no more than the file, and compressed ones are refused
+    above 100 times the file's length (or 64 MB, if that is more).
 
     Parameters
     ----------
@@ -75,19 +91,45 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
     Raises
     ------
     ModelFileError
-        If the file is truncated, corrupted, not a ``.npz`` file, or holds pickled objects.
+        If the file is truncated, corrupted, not a ``.npz`` file, holds pickled objects, or does
+        not fit into memory.
     FileNotFoundError
         If there is no such file.
     """
     if not isinstance(file, str | os.PathLike):
-        if not hasattr(file, "seek"):
-            raise InputError(f"file must be a path or a binary file object, not {file!r}")
+        if isinstance(file, io.TextIOBase) or not hasattr(file, "seek"):
+            raise InputError(
+                f"file: found {type(file).__name__}; pass a path or a file opened in binary mode "
+                "('rb')"
+            )
         return _read_archive(file, str(getattr(file, "name", "the file object")))
     path = Path(file)
     if not path.exists() and _with_suffix(path).exists():
         path = _with_suffix(path)
     with path.open("rb") as stream:
         return _read_archive(stream, str(path))
+
+
+def to_factors(array: np.ndarray, dtype: Any, where: str) -> np.ndarray:
+    """Return an array of a file in the dtype and layout of a model, after checking its values.
+
+    Parameters
+    ----------
+    array : array of floats
+    dtype : numpy.float32 or numpy.float64
+    where : str
+        What it is, in messages.
+
+    Raises
+    ------
+    ModelFileError
+        If it holds NaN, inf, or values that are too large for ``dtype``.
+    """
+    with np.errstate(over="ignore"):
+        factors = np.asarray(array, dtype, order="C")
+    if not np.isfinite(factors).all():
+        raise ModelFileError(f"{where} holds NaN, inf, or values beyond {np.dtype(dtype)}")
+    return factors
 
 
 def _with_suffix(file: str | os.PathLike[str]) -> Path:
@@ -117,12 +159,47 @@ def _write_archive(stream: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 def _read_archive(stream: BinaryIO, name: str) -> dict[str, np.ndarray]:
     with _damage_reported(name), zipfile.ZipFile(stream) as archive:
         members = archive.infolist()
-        if len({member.filename for member in members}) < len(members):
-            raise ModelFileError(f"{name}: two arrays have the same name; write the file again")
+        # A flipped bit in the directory can hide the entries that follow.
+        if len(members) != _number_of_members(stream, len(archive.comment)):
+            raise ModelFileError(f"{name}: its directory is damaged; restore it from a backup")
+        _check_members(members, stream.seek(0, os.SEEK_END), name)
         return {
             member.filename.removesuffix(".npy"): _read_member(archive, member, name)
             for member in members
         }
+
+
+def _number_of_members(stream: BinaryIO, comment_bytes: int) -> int:
+    """Return how many members the last record of a .zip file says there are."""
+    stream.seek(-22 - comment_bytes, os.SEEK_END)
+    return int.from_bytes(stream.read(22)[10:12], "little")
+
+
+def _check_members(members: list[zipfile.ZipInfo], file_bytes: int, name: str) -> None:
+    """Refuse, before any of it is read, what no .npz file holds or would take too much memory."""
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names):
+        raise ModelFileError(f"{name}: two arrays have the same name; write the file again")
+    for member in members:
+        if not member.filename.endswith(".npy") or set(member.filename) & {"/", "\\"}:
+            raise ModelFileError(
+                f"{name}: holds {member.filename!r}, which is no array; this is no .npz file"
+            )
+        stored_or_deflated = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if not stored_or_deflated or member.flag_bits & _ENCRYPTED:
+            raise ModelFileError(
+                f"{name}: array {member.filename!r} is encrypted, or compressed in a way that "
+                "NumPy does not use; write it with numpy.savez"
+            )
+    if sum(member.compress_size for member in members) > file_bytes:
+        raise ModelFileError(f"{name}: its arrays overlap; the file is hostile, do not use it")
+    claimed = sum(member.file_size for member in members)
+    if claimed > max(_LARGEST_RATIO * file_bytes, _ALWAYS_ALLOWED):
+        raise ModelFileError(
+            f"{name}: {file_bytes} bytes claim to hold arrays of {claimed}, more than "
+            f"{_LARGEST_RATIO} times as much; if you trust the file, write it without compression "
+            "(numpy.savez)"
+        )
 
 
 @contextmanager
@@ -131,6 +208,10 @@ def _damage_reported(name: str) -> Iterator[None]:
         yield
     except ModelFileError:
         raise
+    except MemoryError as error:
+        raise ModelFileError(
+            f"{name}: its arrays do not fit into memory; read it on a machine with more"
+        ) from error
     except (*_DAMAGED, OSError) as error:
         # zipfile seeks wherever a corrupted directory points; other OSErrors are the disk's.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
@@ -143,11 +224,6 @@ def _damage_reported(name: str) -> Iterator[None]:
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
     where = f"{name}: array {info.filename!r}"
-    if info.file_size > _LARGEST_RATIO * (info.compress_size + 1):
-        raise ModelFileError(
-            f"{where} claims {info.file_size} bytes in {info.compress_size}; the file is corrupted "
-            "or hostile, do not use it"
-        )
     with archive.open(info) as member:
         shape, fortran_order, dtype = _read_header(member, where)
         n_bytes = math.prod(shape) * dtype.itemsize
@@ -166,22 +242,23 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> 
 
 
 def _read_header(member: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
-    elif version == (2, 0):
-        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(member)
-    else:
-        raise ModelFileError(f"{where} has unknown .npy version {version}; write it again")
-    if dtype.hasobject:
+    magic = member.read(len(_MAGIC) + 2)
+    if magic[:-2] != _MAGIC:
+        raise ModelFileError(f"{where} is no .npy file of version 1.0; write it again")
+    header = member.read(int.from_bytes(magic[-2:], "little")).decode("latin1")
+    found = _HEADER.fullmatch(header)
+    if found is None:
+        raise ModelFileError(
+            f"{where} has the header {header[:100]!r}, which no array of numbers or strings has; "
+            "write it again"
+        )
+    descr, order, sizes = found.groups()
+    if descr[1] == "O":
         raise ModelFileError(
             f"{where} holds pickled objects, which are never loaded; save numbers or strings only"
         )
-    if dtype.kind not in _SUPPORTED_KINDS or any(size < 0 for size in shape):
-        raise ModelFileError(
-            f"{where} has type {dtype} and shape {shape}, which no model has; write it again"
-        )
-    return shape, fortran_order, dtype
+    shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+    return shape, order == "True", np.dtype(descr)
 
 
 def _read_into(member: Any, view: memoryview) -> int:

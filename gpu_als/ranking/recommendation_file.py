@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -43,14 +43,15 @@ def recommendation_file(
         The ids of users and items, for formats that hold ids.
     show_progress : bool
     """
-    path = Path(file)
-    if path.suffix not in _FORMATS:
+    suffix = Path(file).suffix if isinstance(file, str | os.PathLike) else None
+    if suffix not in _FORMATS:
         raise InputError(
-            f"file: {str(file)!r} must end in {' or '.join(_FORMATS)}, which says its format"
+            f"file must be a path that ends in {' or '.join(_FORMATS)}, which says its format; "
+            f"not {file!r}"
         )
     with (
-        replacing(path) as unfinished,
-        _FORMATS[path.suffix](unfinished, shape, np.dtype(dtype), ids) as write,
+        replacing(file) as stream,
+        _FORMATS[suffix](stream, shape, np.dtype(dtype), ids) as write,
         tqdm(total=shape[0], unit="user", disable=not show_progress) as bar,
     ):
 
@@ -62,25 +63,26 @@ def recommendation_file(
 
 
 @contextmanager
-def _npy(path: Path, shape: tuple[int, int], dtype: np.dtype, ids: Ids) -> Iterator[Write]:
+def _npy(stream: BinaryIO, shape: tuple[int, int], dtype: np.dtype, ids: Ids) -> Iterator[Write]:
     n_users, n_best = shape
     record = np.dtype(
         [("user", np.int64), ("item", np.int32, (n_best,)), ("score", dtype, (n_best,))]
     )
-    with path.open("xb") as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(record), "fortran_order": False}
-        np.lib.format.write_array_header_2_0(stream, header | {"shape": (n_users,)})
+    header = {"descr": np.lib.format.dtype_to_descr(record), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(stream, header | {"shape": (n_users,)})
 
-        def write(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
-            block = np.empty(len(users), record)
-            block["user"], block["item"], block["score"] = users, items, scores
-            stream.write(block.tobytes())
+    def write(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+        block = np.empty(len(users), record)
+        block["user"], block["item"], block["score"] = users, items, scores
+        stream.write(block.tobytes())
 
-        yield write
+    yield write
 
 
 @contextmanager
-def _parquet(path: Path, shape: tuple[int, int], dtype: np.dtype, ids: Ids) -> Iterator[Write]:
+def _parquet(
+    stream: BinaryIO, shape: tuple[int, int], dtype: np.dtype, ids: Ids
+) -> Iterator[Write]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -107,7 +109,7 @@ def _parquet(path: Path, shape: tuple[int, int], dtype: np.dtype, ids: Ids) -> I
 
     empty = np.zeros((0, shape[1]), np.int32)
     schema = table(np.zeros(0, np.int64), empty, empty.astype(dtype)).schema
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    with pyarrow.parquet.ParquetWriter(stream, schema) as writer:
         yield lambda *block: writer.write_table(table(*block))
 
 

@@ -27,7 +27,7 @@ from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.data.packing import pack_rows
 from gpu_als.errors import BackendError
 from gpu_als.row_problem import RowProblem, SparseRows
-from gpu_als.solvers import Cholesky, Solver
+from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
 
 __all__ = ["CupyBackend"]
 
@@ -166,15 +166,22 @@ class CupyBackend:
             return HalfSweepStats(), problem
 
     def compile_kernels(self, n_factors: int) -> int:
-        """Compile every kernel that exact fits with ``n_factors`` may launch; return how many.
+        """Compile every kernel that fits with ``n_factors`` may launch; return how many.
 
+        Those of exact fits and of conjugate gradients; also with a bias, which is one factor more.
         CuPy keeps them on disk, where later processes find them.
         """
         if self.fused is None:
             return 0
-        packing = pack_rows(np.arange(2 * SEGMENT + 2), n_factors, 1 << 40)
-        plan = self.fused.plan_rows(packing, n_factors, Cholesky())
-        kernels = {(launch.kernel, launch.macros) for launch in plan.launches}
+        kernels = set()
+        for width, solver in (
+            (n_factors, Cholesky()),
+            (n_factors, ConjugateGradient()),
+            (n_factors + 1, Cholesky()),
+        ):
+            packing = pack_rows(np.arange(2 * SEGMENT + 2), width, 1 << 40)
+            plan = self.fused.plan_rows(packing, width, solver)
+            kernels |= {(launch.kernel, launch.macros) for launch in plan.launches}
         self.fused.kernels.prepare(kernels)
         return len(kernels)
 

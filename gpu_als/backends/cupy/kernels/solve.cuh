@@ -102,6 +102,9 @@ struct SystemSolver {
         __syncthreads();
         if (c < SIZE) direction[c] = residual;
         float energy = block_sum<THREADS>(residual * residual, v.scratch);
+        const float target = c < SIZE ? v.rhs[c] : 0.f;
+        const float noise =
+            64.f * kEpsilon * kEpsilon * block_sum<THREADS>(target * target, v.scratch);
         float square = energy, steepest = 0.f;  // |direction|^2, largest curvature for it
         for (int step = 0; step < problem.steps; ++step) {
             __syncthreads();
@@ -110,7 +113,8 @@ struct SystemSolver {
             const float curvature = block_sum<THREADS>(own * image, v.scratch);
             steepest = fmaxf(steepest, curvature / fmaxf(square, kTiny));
             // A step along what is only noise could have any length: there is none.
-            const bool regular = curvature > kTiny && curvature > kEpsilon * steepest * square;
+            const bool regular = curvature > kTiny && curvature > kEpsilon * steepest * square &&
+                                 energy > noise;
             const float length = regular ? energy / curvature : 0.f * curvature;
             z = fmaf(length, own, z);
             residual = fmaf(-length, image, residual);
