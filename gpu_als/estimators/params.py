@@ -22,13 +22,29 @@ __all__ = [
 ]
 
 
+_ANY_NUMBER, _ANY_NAMES = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
 class HasParameters:
     """Mixin: every constructor parameter is an attribute of the same name."""
 
     @classmethod
-    def _parameter_names(cls) -> list[str]:
-        signature = inspect.signature(cls.__init__)
-        return [name for name in signature.parameters if name != "self"]
+    def _parameters(cls) -> dict[str, inspect.Parameter]:
+        """Return the constructor's parameters; ``**options`` stands for those of the next class."""
+        found: dict[str, inspect.Parameter] = {}
+        for one in cls.__mro__:
+            if "__init__" not in vars(one):
+                continue
+            own = inspect.signature(vars(one)["__init__"]).parameters
+            named = {
+                name: parameter
+                for name, parameter in own.items()
+                if name != "self" and parameter.kind not in (_ANY_NAMES, _ANY_NUMBER)
+            }
+            found |= {name: named[name] for name in named if name not in found}
+            if _ANY_NAMES not in (parameter.kind for parameter in own.values()):
+                break
+        return found
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor parameters by name.
@@ -38,7 +54,7 @@ class HasParameters:
         deep : bool
             Accepted for scikit-learn; there are no nested estimators.
         """
-        return {name: getattr(self, name) for name in self._parameter_names()}
+        return {name: getattr(self, name) for name in self._parameters()}
 
     def set_params(self, **params: Any) -> Self:
         """Set constructor parameters by name and return the estimator.
@@ -48,7 +64,7 @@ class HasParameters:
         InputError
             For a name that is no parameter, or a value the constructor would refuse.
         """
-        known = self._parameter_names()
+        known = self._parameters()
         for name in params:
             if name not in known:
                 raise InputError(f"{name!r} is no parameter; the parameters are {', '.join(known)}")
@@ -59,7 +75,7 @@ class HasParameters:
 
     def __repr__(self) -> str:
         """Show the parameters that differ from their defaults."""
-        signature = inspect.signature(type(self).__init__).parameters
+        signature = self._parameters()
         shown = [
             f"{name}={value!r}"
             for name, value in self.get_params().items()

@@ -52,17 +52,8 @@ class FindsSimilar(HasFactors):
         InputError
             An argument cannot be used; for numbers out of range it is an IndexError too.
         """
-        factors = self._checked()[0]
-        ids = check_index_array(userid, len(factors), name="userid")
-        backend = self._get_backend()
-        with backend.session():
-            catalogue = self._unit_factors(backend, "users", factors)
-            queries = catalogue[backend.from_host(ids)]
-        found, scores = best_rows(
-            backend, queries, catalogue, N,
-            denied_to_all=filter_users, candidates=users, names=("users", "filter_users"),
-        )  # fmt: skip
-        return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
+        names = "userid", "users", "filter_users"
+        return self._similar("users", userid, N, filter_users, users, names)
 
     def similar_items(
         self,
@@ -102,21 +93,39 @@ class FindsSimilar(HasFactors):
         InputError
             An argument cannot be used; for numbers out of range it is an IndexError too.
         """
-        factors = self._checked()[1]
-        known = np.iinfo(np.int64).max if recalculate_item else len(factors)
-        ids = check_index_array(itemid, known, name="itemid")
+        names = "itemid", "items", "filter_items"
+        queries = None
+        if recalculate_item:
+            queries = self.recalculate_item(np.atleast_1d(itemid), item_users)
+        return self._similar("items", itemid, N, filter_items, items, names, queries)
+
+    def _similar(
+        self,
+        side: str,
+        wanted: Any,
+        n_best: int,
+        denied: Any,
+        candidates: Any,
+        names: tuple[str, str, str],
+        queries: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rank one side; ``names`` are those of the arguments ids, candidates and denied."""
+        factors = self._checked()[0 if side == "users" else 1]
+        known = len(factors) if queries is None else np.iinfo(np.int64).max
+        ids = check_index_array(wanted, known, name=names[0])
         backend = self._get_backend()
         with backend.session():
-            catalogue = self._unit_factors(backend, "items", factors)
-            if recalculate_item:
-                solved = backend.from_host(self.recalculate_item(ids, item_users))
-                queries = solved / norms(backend.xp, solved)[:, None]
+            catalogue = self._unit_factors(backend, side, factors)
+            if queries is None:
+                unit = catalogue[backend.from_host(ids)]
             else:
-                queries = catalogue[backend.from_host(ids)]
+                solved = backend.from_host(queries)
+                unit = solved / norms(backend.xp, solved)[:, None]
         found, scores = best_rows(
-            backend, queries, catalogue, N, denied_to_all=filter_items, candidates=items
-        )
-        return (found[0], scores[0]) if np.ndim(itemid) == 0 else (found, scores)
+            backend, unit, catalogue, n_best,
+            denied_to_all=denied, candidates=candidates, names=names[1:],
+        )  # fmt: skip
+        return (found[0], scores[0]) if np.ndim(wanted) == 0 else (found, scores)
 
     def _unit_factors(self, backend: Backend, side: str, factors: Any) -> Array:
         """Return factors divided by their norms, shape (n, factors), on the device."""
