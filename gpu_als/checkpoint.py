@@ -1,30 +1,33 @@
 """The state of a fit on disk, from which it goes on as if it had never stopped.
 
 A sweep follows from the factors alone: nothing random happens after the first are drawn. So the
-factors of both sides, the number of iterations done and, with a validation set, the best factors so
-far are a fit's whole state. With them are kept what they belong to (parameters, a digest of the
-data) and the report.
+factors of both sides, the report and, with a validation set, the best factors so far are a fit's
+whole state. With them is kept what the fit is: its parameters, and fingerprints of its data.
 """
 
 from __future__ import annotations
 
-import hashlib
+import glob
 import json
+import numbers
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from gpu_als.data.model_file import read_arrays, write_arrays
-from gpu_als.errors import CheckpointError, InputError
+from gpu_als.errors import CheckpointError, InputError, ModelFileError
 from gpu_als.report import FitReport
 
-__all__ = ["Checkpoint", "Identity", "Saved", "Writer", "digest"]
+__all__ = ["Checkpoint", "Saved", "Writer"]
 
 _KIND = "gpu_als checkpoint 1"
+_UNFINISHED = ".{name}." + 16 * "[0-9a-f]" + ".tmp"
+"""What :func:`gpu_als.data.atomic.replacing` leaves behind when the process is killed."""
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -32,16 +35,19 @@ Factors = tuple[np.ndarray, np.ndarray]
 class Checkpoint:
     """Where a fit saves its state, and how often.
 
+    The file is always whole: a new state takes the place of the former at one blow. It serves one
+    fit at a time.
+
     Parameters
     ----------
     file : path
-        ``.npz`` is appended to a bare name. Always whole: a new state takes the place of the former
-        at one blow.
+        ``.npz`` is appended to a bare name.
     iterations : int, optional
         Save once so many iterations were run since the last time.
     seconds : float, optional
         Save once so many seconds have passed since the last time, at the end of an iteration.
-        Without either, after every iteration. The last iteration is always saved.
+        With ``iterations`` too, whichever comes first; without either, after every iteration. The
+        last iteration is always saved.
     """
 
     file: str | os.PathLike[str]
@@ -51,13 +57,13 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if not isinstance(self.file, str | os.PathLike):
             raise InputError(f"checkpoint: its file must be a path, not {self.file!r}")
-        whole = isinstance(self.iterations, int) and not isinstance(self.iterations, bool)
+        whole = _is_a(numbers.Integral, self.iterations)
         if self.iterations is not None and not (whole and self.iterations >= 1):
             raise InputError(
                 f"checkpoint: iterations must be an integer from 1 or None, not {self.iterations!r}"
             )
-        number = isinstance(self.seconds, int | float) and not isinstance(self.seconds, bool)
-        if self.seconds is not None and not (number and 0 <= self.seconds < float("inf")):
+        real = _is_a(numbers.Real, self.seconds)
+        if self.seconds is not None and not (real and 0 <= self.seconds < float("inf")):
             raise InputError(
                 f"checkpoint: seconds must be a finite number from 0 or None, not {self.seconds!r}"
             )
@@ -67,21 +73,11 @@ class Checkpoint:
         """Return what a ``checkpoint`` argument stands for: a path, or a checkpoint itself."""
         return value if isinstance(value, cls) else cls(value)
 
-
-@dataclass(frozen=True)
-class Identity:
-    """What tells one fit from another.
-
-    Attributes
-    ----------
-    parameters : mapping
-        Whatever changes the factors, by name.
-    data : mapping of str to str
-        Digests of what the fit is given, by name.
-    """
-
-    parameters: Mapping[str, Any]
-    data: Mapping[str, str]
+    @property
+    def path(self) -> Path:
+        """The file, with its ending."""
+        name = os.fspath(self.file)
+        return Path(name if name.endswith(".npz") else f"{name}.npz")
 
 
 @dataclass(frozen=True)
@@ -90,16 +86,17 @@ class Saved:
 
     Attributes
     ----------
-    belongs_to : Identity
-    user_factors, item_factors : array
+    fit : mapping
+        What tells the fit from others, by name: numbers, strings, lists and None.
+    factors : pair of array
+        Those of the users and of the items.
     best : pair of array, or None
         The factors of the best iteration so far, where that is not the last.
     report : FitReport
     """
 
-    belongs_to: Identity
-    user_factors: np.ndarray
-    item_factors: np.ndarray
+    fit: Mapping[str, Any]
+    factors: Factors
     best: Factors | None
     report: FitReport
 
@@ -114,45 +111,48 @@ class Saved:
         FileNotFoundError
             There is no such file.
         """
-        arrays = read_arrays(file)
-        if str(arrays.get("kind", "")) != _KIND:
-            raise CheckpointError(f"{file}: no checkpoint of this version of gpu_als")
+        try:
+            arrays = read_arrays(file)
+        except ModelFileError as error:
+            raise CheckpointError(str(error)) from error
+        if str(arrays.get("kind")) != _KIND:
+            raise CheckpointError(
+                f"{file}: no checkpoint of this version of gpu_als; pass a file that a fit was "
+                "given as its checkpoint"
+            )
         try:
             state = json.loads(str(arrays["state"]))
-            belongs_to = Identity(dict(state["parameters"]), dict(state["data"]))
             report = FitReport.from_dict(state["report"])
-            pairs = [
-                (arrays[f"{name}user_factors"], arrays[f"{name}item_factors"])
-                for name in ("", "best_")
-                if f"{name}user_factors" in arrays
-            ]
-            now = pairs[0]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file}: the checkpoint is incomplete ({error})") from error
-        for pair in pairs:
-            for factors in pair:
-                if factors.ndim != 2 or factors.dtype.kind != "f" or not np.isfinite(factors).all():
-                    raise CheckpointError(f"{file}: its factors are no finite matrices")
-        return cls(belongs_to, *now, pairs[1] if len(pairs) > 1 else None, report)
+            _check_report(report)
+            factors, best = _factors(arrays, ""), None
+            if report.best_iteration < report.iterations:
+                best = _factors(arrays, "best_")
+            return cls(dict(state["fit"]), factors, best, report)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{file}: the checkpoint is incomplete or contradicts itself ({error}); start "
+                "afresh without resume"
+            ) from error
 
-    def check(self, file: Any, belongs_to: Identity) -> None:
+    def check(self, file: object, fit: Mapping[str, Any]) -> None:
         """Refuse to go on with a fit that this state is not of.
+
+        Parameters
+        ----------
+        file : path
+            Where the state is from, for the message.
+        fit : mapping
+            What tells the fit from others.
 
         Raises
         ------
         CheckpointError
             The message names what differs.
         """
-        then = self.belongs_to
         differing = [
-            f"{name} (then {then.parameters.get(name)!r}, now {value!r})"
-            for name, value in _plain(belongs_to.parameters).items()
-            if then.parameters.get(name) != value
-        ]
-        differing += [
-            f"the {name}"
-            for name in belongs_to.data
-            if then.data.get(name) != belongs_to.data[name]
+            f"{name} (then {self.fit.get(name)!r}, now {fit.get(name)!r})"
+            for name in {**fit, **self.fit}
+            if self.fit.get(name) != fit.get(name)
         ]
         if differing:
             raise CheckpointError(
@@ -169,21 +169,25 @@ class Writer:
     Attributes
     ----------
     checkpoint : Checkpoint
-    belongs_to : Identity
+    fit : mapping
+        As in :class:`Saved`.
     done : int
-        Iterations run when last saved.
-    clock : callable
-        Seconds since some moment.
+        Iterations run when the state was last saved.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written to.
     """
 
     checkpoint: Checkpoint
-    belongs_to: Identity
-    done: int = 0
-    clock: Callable[[], float] = time.monotonic
-    _at: float = field(default=0.0, init=False)
+    fit: Mapping[str, Any]
+    done: int = field(default=0, init=False)
+    _at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self._at = self.clock()
+        _prepare(self.checkpoint.path)
+        self._at = time.monotonic()
 
     def is_due(self, iterations: int, *, last: bool) -> bool:
         """Tell whether to save now, after so many iterations in all."""
@@ -192,42 +196,63 @@ class Writer:
             return True
         if every is not None and iterations - self.done >= every:
             return True
-        return seconds is not None and self.clock() - self._at >= seconds
+        return seconds is not None and time.monotonic() - self._at >= seconds
 
-    def write(self, now: Factors, best: Factors | None, report: FitReport) -> None:
-        """Save a state; see :class:`Saved`."""
-        arrays = {"user_factors": now[0], "item_factors": now[1]}
-        if best is not None:
-            arrays |= {"best_user_factors": best[0], "best_item_factors": best[1]}
-        state = {
-            "parameters": _plain(self.belongs_to.parameters),
-            "data": dict(self.belongs_to.data),
-            "report": report.to_dict(),
-        }
-        write_arrays(self.checkpoint.file, {"kind": _KIND, "state": json.dumps(state), **arrays})
-        self.done, self._at = report.iterations, self.clock()
+    def write(self, factors: Factors, best: Factors | None, report: FitReport) -> None:
+        """Save a state; see :class:`Saved`.
 
-
-def digest(*arrays: Any) -> str:
-    """Return a digest of the shapes, types and bytes of arrays; None counts as an array too."""
-    total = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        if array is None:
-            total.update(b"none")
-            continue
-        whole = np.ascontiguousarray(array)
-        total.update(f"{whole.dtype.str}{whole.shape}".encode())
-        total.update(whole.data if whole.size else b"")
-    return total.hexdigest()
+        Raises
+        ------
+        OSError
+            It cannot be written; the former state stays.
+        """
+        state = {"fit": dict(self.fit), "report": report.to_dict()}
+        arrays: dict[str, Any] = {"kind": _KIND, "state": json.dumps(state)}
+        for which, pair in (("", factors), ("best_", best)):
+            if pair is not None:
+                arrays |= {f"{which}user_factors": pair[0], f"{which}item_factors": pair[1]}
+        try:
+            write_arrays(self.checkpoint.path, arrays)
+        except OSError as error:
+            if error.filename is None:  # a full disk does not say of which file
+                error.filename = str(self.checkpoint.path)
+            raise
+        self.done, self._at = report.iterations, time.monotonic()
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from JSON."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(parameters), default=_as_text))
-    return plain
+def _is_a(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _as_text(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)
+def _factors(arrays: Mapping[str, np.ndarray], which: str) -> Factors:
+    pair = arrays[f"{which}user_factors"], arrays[f"{which}item_factors"]
+    if not all(np.isfinite(factors).all() for factors in pair):
+        raise ValueError("its factors hold NaN or inf")
+    return pair
+
+
+def _check_report(report: FitReport) -> None:
+    """Refuse a report that training could not go on from."""
+    done = report.iterations
+    counted = (
+        len(report.losses) == done
+        and len(report.metrics) in (0, done)
+        and all(report.metrics)
+        and report.best_iteration in range(done + 1)
+    )
+    figures = [*report.losses, report.max_residual]
+    figures += [figure for metrics in report.metrics for figure in metrics.values()]
+    if not counted or not all(_is_a(numbers.Real, figure) for figure in figures):
+        raise ValueError("its report does not fit its iterations")
+
+
+def _prepare(path: Path) -> None:
+    """Check that a file can be written, and delete what killed fits have left beside it."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise InputError(
+            f"checkpoint: {path} cannot be written; pass a file in a folder that exists and may be "
+            "written to"
+        )
+    for unfinished in target.parent.glob(_UNFINISHED.format(name=glob.escape(target.name))):
+        unfinished.unlink(missing_ok=True)

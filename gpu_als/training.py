@@ -5,22 +5,25 @@ from __future__ import annotations
 import numbers
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from gpu_als.backends.frame import Frame
+from gpu_als.backends.frame import Frame, make_frame
 from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.checkpoint import Writer
 from gpu_als.errors import InputError, ModelFitError, SingularRowsWarning
+from gpu_als.memory_plan import FitShape, plan_device
 from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, RowProblem
-from gpu_als.solvers import Solver
+from gpu_als.side import Side
+from gpu_als.solvers import NonNegative, Solver
 
 __all__ = ["Model", "Schedule", "StopTraining", "solve_side", "train"]
 
@@ -98,22 +101,73 @@ def solve_side(
 
     The partner of the solved side's bias is 1, and the fixed side's bias is taken off the targets.
     """
+    whole = [(slice(None), problem)]
+    return solve_parts(backend, whole, fixed, solved, solver, bias=bias, frame=frame)
+
+
+def solve_parts(
+    backend: Backend,
+    parts: Iterable[tuple[slice, RowProblem]],
+    fixed: Array,
+    solved: Array,
+    solver: Solver,
+    *,
+    bias: bool = False,
+    frame: Frame | None = None,
+) -> HalfSweepStats:
+    """Run one half-sweep whose rows come in parts; see :func:`solve_side`."""
+    offset = None
     if bias:
-        problem = problem.with_offset(fixed[:, -1].copy())
+        offset = fixed[:, -1].copy()
         fixed = fixed.copy()
         fixed[:, -1] = 1
-    return half_sweep(backend, problem, fixed, solved, solver, frame)
+    stats = HalfSweepStats()
+    for place, problem in parts:
+        if bias:
+            problem = problem.with_offset(offset)
+        if frame is None:
+            rotate = not isinstance(solver, NonNegative)
+            frame = make_frame(backend, problem, fixed, rotate=rotate)
+        own = replace(frame, ridge=problem.ridge)
+        stats.add(half_sweep(backend, problem, own, solved[place], solver))
+        stats.penalty += _penalty(backend.xp, problem, solved[place])
+    return stats
 
 
-def penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
+def _penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
     """Return ``sum_u ridge_u |x_u|^2``."""
-    squares = xp.einsum("uk,uk->u", factors, factors).astype(xp.float64)
-    return float((problem.ridge * squares).sum())
+    if isinstance(problem.ridge, float) and problem.ridge == 0:
+        return 0.0
+    with np.errstate(over="ignore"):
+        squares = xp.einsum("uk,uk->u", factors, factors).astype(xp.float64)
+        return float((problem.ridge * squares).sum())
+
+
+class _OnDevice:
+    """The parts of a side on the device: the only one stays there, several pass through."""
+
+    def __init__(self, backend: Backend, side: Side, dtype: np.dtype) -> None:
+        self._backend, self._side, self._dtype = backend, side, dtype
+        self._only = backend.load(self._problem(0)) if side.n_parts == 1 else None
+
+    def __iter__(self) -> Iterator[tuple[slice, RowProblem]]:
+        if self._only is not None:
+            yield self._side.place(0), self._only
+            return
+        numbers = range(self._side.n_parts)
+        makers = (partial(self._problem, number) for number in numbers)
+        for number, problem in zip(numbers, self._backend.load_ahead(makers), strict=True):
+            yield self._side.place(number), problem
+
+    def _problem(self, number: int) -> RowProblem:
+        problem = self._side.problem(number)
+        _check_scale(problem, self._dtype)
+        return problem
 
 
 def train(
     backend: Backend,
-    problems: tuple[RowProblem, RowProblem],
+    sides: tuple[Side, Side],
     solvers: tuple[Solver, Solver],
     model: Model,
     schedule: Schedule,
@@ -132,7 +186,7 @@ def train(
     Parameters
     ----------
     backend : Backend
-    problems, solvers : pairs
+    sides, solvers : pairs
         For users and for items.
     model : Model
         Initial factors; holds the result, on the device: with ``validate`` the best iteration's
@@ -169,16 +223,16 @@ def train(
             )
     if callback is not None and not callable(callback):
         raise InputError(f"callback must be a function or None, not {callback!r}")
-    _check_scale(problems, model.user_factors.dtype)
     first = report.iterations
     lowest = min((_score(metrics) for metrics in report.metrics), default=np.inf)
     # Those being trained; the best so far; those a callback looks at.
     copies = 1 + (validate is not None) + (callback is not None)
-    backend.check_memory(problems, model.user_factors, model.item_factors, copies)
+    sides = _cut_to_fit(backend, sides, model, copies)
+    dtype = model.user_factors.dtype
     bar = tqdm(total=schedule.iterations, initial=first, disable=not progress)
     with backend.session(), bar:
         users, items = backend.from_host(model.user_factors), backend.from_host(model.item_factors)
-        user_problem, item_problem = (backend.load(problem) for problem in problems)
+        user_parts, item_parts = (_OnDevice(backend, side, dtype) for side in sides)
         model.user_factors, model.item_factors = kept = users, items
         if best is not None:
             kept = backend.from_host(best[0]), backend.from_host(best[1])
@@ -187,16 +241,12 @@ def train(
         done = first > 0 and _settled(schedule, report, first - 1)
         for iteration in range(first, first if done else schedule.iterations):
             begin = time.perf_counter()
-            user_stats = solve_side(
-                backend, user_problem, items, users, solvers[0], bias=model.bias
-            )
+            user_stats = solve_parts(backend, user_parts, items, users, solvers[0], bias=model.bias)
             middle = time.perf_counter()
-            item_stats = solve_side(
-                backend, item_problem, users, items, solvers[1], bias=model.bias
-            )
+            item_stats = solve_parts(backend, item_parts, users, items, solvers[1], bias=model.bias)
             end = time.perf_counter()
-            objective = item_stats.objective + penalty(backend.xp, user_problem, users)
-            loss = (objective + constant) * loss_scale
+            # The items' half-sweep has gone over everything but the ridge of the users.
+            loss = (item_stats.objective + user_stats.penalty + constant) * loss_scale
             _record(report, user_stats, item_stats, loss, (middle - begin, end - middle))
             improved = True
             if validate is not None:
@@ -220,12 +270,8 @@ def train(
             last = report.stopped == "callback" or _settled(schedule, report, iteration)
             last = last or iteration + 1 == schedule.iterations
             if checkpoints is not None and checkpoints.is_due(iteration + 1, last=last):
-                other = validate is not None and kept[0] is not users
-                now, so_far = (
-                    (backend.to_host(pair[0]), backend.to_host(pair[1]))
-                    for pair in ((users, items), kept)
-                )
-                checkpoints.write(now, so_far if other else None, report)
+                best_so_far = None if improved else _on_host(backend, kept)
+                checkpoints.write(_on_host(backend, (users, items)), best_so_far, report)
             if last:
                 break
         if validate is None:
@@ -241,25 +287,51 @@ def train(
         )
 
 
+def _on_host(backend: Backend, factors: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
+    return backend.to_host(factors[0]), backend.to_host(factors[1])
+
+
+def _cut_to_fit(
+    backend: Backend, sides: tuple[Side, Side], model: Model, copies: int
+) -> tuple[Side, Side]:
+    """Return both sides in parts that the device has room for, before anything is put there."""
+    room = backend.room()
+    if room is None:
+        return sides
+    shape = FitShape(
+        len(model.user_factors),
+        len(model.item_factors),
+        max(side.rows.entries for side in sides),
+        model.user_factors.shape[1],
+        model.user_factors.dtype.itemsize,
+        max(side.rows.longest() for side in sides),
+        copies,
+    )
+    plan = plan_device(shape, *room)
+    if plan.part_bytes is None:
+        return sides
+    users, items = (side.cut(plan.part_bytes, shape.entry_bytes, shape.row_bytes) for side in sides)
+    return users, items
+
+
 def _score(metrics: dict[str, float]) -> float:
     """Return what validation watches: the first metric."""
     return next(iter(metrics.values()))
 
 
-def _check_scale(problems: tuple[RowProblem, RowProblem], dtype: np.dtype) -> None:
+def _check_scale(problem: RowProblem, dtype: np.dtype) -> None:
     """Refuse ridges and bases that the factors' dtype cannot hold."""
     limit = float(np.sqrt(np.finfo(dtype).max))
-    for problem in problems:
-        if not float(np.max(problem.ridge)) <= limit:
-            raise InputError(
-                f"regularization, scaled to rows, exceeds {limit:.0e}, what {dtype} can work with; "
-                "lower it (or its exponent) or pass dtype=numpy.float64"
-            )
-        if problem.base_weight and not 1 / limit <= problem.base_weight <= limit:
-            raise InputError(
-                f"unobserved_weight {problem.base_weight:g} is beyond what {dtype} can work with; "
-                f"keep it between {1 / limit:.0e} and {limit:.0e}"
-            )
+    if not float(np.max(problem.ridge)) <= limit:
+        raise InputError(
+            f"regularization, scaled to rows, exceeds {limit:.0e}, what {dtype} can work with; "
+            "lower it (or its exponent) or pass dtype=numpy.float64"
+        )
+    if problem.base_weight and not 1 / limit <= problem.base_weight <= limit:
+        raise InputError(
+            f"unobserved_weight {problem.base_weight:g} is beyond what {dtype} can work with; "
+            f"keep it between {1 / limit:.0e} and {limit:.0e}"
+        )
 
 
 def _record(

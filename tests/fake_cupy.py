@@ -44,6 +44,10 @@ class DeviceCSR(scipy.sparse.csr_matrix):
         return (scipy.sparse.csr_matrix(self) @ np.asarray(other)).view(DeviceArray)
 
 
+class OutOfMemoryError(MemoryError):
+    """What CuPy raises when the device is full."""
+
+
 class CUDARuntimeError(RuntimeError):
     """What CuPy raises without a usable GPU."""
 
@@ -170,6 +174,7 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda.device.get_cusolver_handle = lambda: 0
     cupy.cuda.Device = lambda device=0: contextlib.nullcontext(device)
     cupy.cuda.Stream = Stream
+    cupy.cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cupy.cuda.get_current_stream = Stream
     cupy.cuda.compiler = types.SimpleNamespace(CompileException=cuda_on_cpu.CudaOnCpuError)
     cupy.RawModule = RawModule

@@ -12,12 +12,12 @@ import pytest
 from helpers import CASES, make_case, ragged_rows, residuals, row_errors
 
 from gpu_als.backends.frame import make_frame
-from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.objectives import Explicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+from gpu_als.training import solve_side
 
 _ERROR = {Cholesky: 16, NonNegative: 16, ConjugateGradient: 256}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
@@ -193,7 +193,7 @@ def test_rows_solved_again_are_as_good_as_float64(per_factor):
     rows = SparseRows(indptr, indices, values, None, 540)
     problem = Explicit(1e-6, False).row_problem(rows, k, per_factor * k, "users")
     solved = np.zeros((3, k), np.float32)
-    half_sweep(Unsettled(1, per_factor * k), problem, fixed, solved, Cholesky())
+    solve_side(Unsettled(1, per_factor * k), problem, fixed, solved, Cholesky())
     for u in range(3):
         part = slice(indptr[u], indptr[u + 1])
         wide = values[part].astype(np.float64)
@@ -236,7 +236,7 @@ def test_repeated_entries_count_as_often_as_they_are_stored():
     for rows in (once, repeated):
         problem = Explicit(0.3, count_scaled=False).row_problem(rows, 4, 1 << 20, "users")
         solved = np.zeros((2, 4))
-        stats = half_sweep(backend, problem, fixed, solved, Cholesky())
+        stats = solve_side(backend, problem, fixed, solved, Cholesky())
         found.append((solved, stats.objective))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)

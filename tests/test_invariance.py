@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, factorize
-from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.data.packing import pack_rows, row_elements
 from gpu_als.objectives import IALS, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+from gpu_als.training import solve_side
 
 OBJECTIVES = {
     "explicit": Explicit(0.7, count_scaled=False, mean=0.5),
@@ -58,7 +58,7 @@ def solve(problem, *, batch_elements=1 << 20, num_threads=1, dtype=np.float64):
     solved = start.astype(dtype)
     packed = objective.row_problem(rows, fixed.shape[1], batch_elements, "users")
     with backend.session():
-        stats = half_sweep(backend, packed, fixed.astype(dtype), solved, solver)
+        stats = solve_side(backend, packed, fixed.astype(dtype), solved, solver)
     return solved, stats
 
 

@@ -28,7 +28,6 @@ from threadpoolctl import threadpool_limits
 from gpu_als import ExplicitALS, backends
 from gpu_als.backends.cupy.compile import source_of
 from gpu_als.backends.cupy.launch import HALF_SWEEP, SEGMENT
-from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.objectives import Explicit
 from gpu_als.row_problem import SparseRows
@@ -495,7 +494,7 @@ def test_rows_that_failed_are_rescued(cupy):
     backend, (problem, fixed) = backend_of(), close_to_singular()
     solved = np.full((4, 12), 7, np.float32)
     device = backend.from_host(solved)
-    stats = half_sweep(backend, backend.load(problem), backend.from_host(fixed), device, Cholesky())
+    stats = solve_side(backend, backend.load(problem), backend.from_host(fixed), device, Cholesky())
     assert stats.launches > 0
     assert stats.paths["rescued"] == 4
     assert stats.singular == 0
@@ -510,7 +509,7 @@ def test_singular_rows_keep_their_values(cupy):
     backend, (problem, fixed) = backend_of(), close_to_singular(ridge=0.0)
     solved = np.random.default_rng(62).standard_normal((4, 12)).astype(np.float32)
     device = backend.from_host(solved.copy())
-    stats = half_sweep(backend, backend.load(problem), backend.from_host(fixed), device, Cholesky())
+    stats = solve_side(backend, backend.load(problem), backend.from_host(fixed), device, Cholesky())
     assert stats.launches > 0
     assert stats.singular == 4
     np.testing.assert_array_equal(device, solved)
@@ -530,7 +529,7 @@ def test_split_rows_of_the_backend(cupy):
         backend = backend_of(batch_elements=batch_elements)
         problem = backend.load(Explicit(0.5, False).row_problem(rows, k, batch_elements, "users"))
         solved = backend.from_host(np.zeros((4, k), np.float32))
-        stats = half_sweep(backend, problem, backend.from_host(fixed), solved, Cholesky())
+        stats = solve_side(backend, problem, backend.from_host(fixed), solved, Cholesky())
         assert stats.paths == {"long": 3, "primal": 1}
         found.append((solved, stats.objective))
         (waves,) = problem.waves.values()

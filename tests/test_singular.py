@@ -10,13 +10,13 @@ import scipy.sparse as sp
 from helpers import ragged_rows, random_ratings, residuals
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, als_step, factorize
-from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.numpy.reference import objective_value, row_system, solve_row
 from gpu_als.errors import SingularRowsWarning
 from gpu_als.objectives import IALS, Dense, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+from gpu_als.training import solve_side
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
 EXACT = pytest.mark.parametrize("solver", [Cholesky(), NonNegative()], ids=["chol", "nnls"])
@@ -39,7 +39,7 @@ def solve(objective, rows, fixed, solver, per_factor=1 << 16, seed=51, dense=Non
         rows if dense is None else dense, k, backend.batch_elements, "users"
     )
     with backend.session():
-        stats = half_sweep(backend, problem, fixed, solved, solver)
+        stats = solve_side(backend, problem, fixed, solved, solver)
     assert np.isfinite(solved).all()
     assert np.isfinite([stats.objective, stats.residual]).all()
     return start, solved, stats

@@ -86,8 +86,8 @@ def conjugate_gradient(
     Returns
     -------
     z : array, shape (B, k)
-        A row stays where it is once its residual has vanished in rounding, or lies in the null space of its
-        matrix up to rounding.
+        A row stays where it is once its residual has vanished in rounding, or lies in
+        the null space of its matrix up to rounding.
     f : array
         ``system.forward(z)``.
 

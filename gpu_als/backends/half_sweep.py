@@ -22,7 +22,7 @@ from gpu_als.backends.batch import (
     solve_batch,
 )
 from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
-from gpu_als.backends.frame import Frame, make_frame
+from gpu_als.backends.frame import Frame
 from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.ops import Ops
 from gpu_als.backends.rescue import solve_carefully
@@ -49,14 +49,9 @@ def _quietly(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def half_sweep(
-    ops: Ops,
-    problem: RowProblem,
-    fixed: Array,
-    solved: Array,
-    solver: Solver,
-    frame: Frame | None = None,
+    ops: Ops, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
 ) -> HalfSweepStats:
-    """Solve every row of ``solved`` with ``fixed`` held, in place.
+    """Solve every row of ``solved`` with the other side held, in place.
 
     Parameters
     ----------
@@ -64,15 +59,12 @@ def half_sweep(
         The device.
     problem : RowProblem
         With its arrays on that device.
-    fixed : array, shape (n_fixed, k)
+    frame : Frame
+        The fixed side and its coordinates; see :func:`~gpu_als.backends.frame.make_frame`.
     solved : array, shape (n_rows, k)
-        Same floating dtype as ``fixed``. Rows with a singular system keep their values.
+        Same floating dtype as the fixed side. Rows with a singular system keep their values.
     solver : Solver
-    frame : Frame, optional
-        What :func:`make_frame` returns for these arguments, if that is known.
     """
-    if frame is None:
-        frame = make_frame(ops, problem, fixed, rotate=not isinstance(solver, NonNegative))
     stats, problem = ops.solve_fused(problem, frame, solved, solver)
     sweep = _Sweep(ops, problem, frame, solved, solver)
     for number, row in enumerate(problem.packing.long_rows):

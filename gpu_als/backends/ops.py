@@ -100,33 +100,19 @@ class Backend(Ops, Protocol):
         """Return a context in which work on the device is done."""
         ...
 
-    def check_memory(
-        self,
-        problems: tuple[RowProblem, RowProblem],
-        users: np.ndarray,
-        items: np.ndarray,
-        copies: int = 1,
-    ) -> None:
-        """Refuse a fit that the device has no room for, before anything is put there.
-
-        Parameters
-        ----------
-        problems : pair of RowProblem
-            On the host.
-        users, items : array
-            The factors, on the host.
-        copies : int
-            How often they will be there at the same time.
-
-        Raises
-        ------
-        BackendError
-            The message says how much memory is needed and how much there is.
-        """
+    def room(self) -> tuple[int, int] | None:
+        """Return the bytes that are free and the bytes that batches use; None if data stays put."""
         ...
 
     def load(self, problem: RowProblem) -> RowProblem:
         """Return the problem with its arrays on the device."""
+        ...
+
+    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[RowProblem]:
+        """Yield one problem after another on the device, the next on its way meanwhile.
+
+        A problem's memory is used again once the next but one is asked for.
+        """
         ...
 
     def top_k(

@@ -31,6 +31,8 @@ class HalfSweepStats:
     objective : float
         The objective as far as the solved rows enter it: the loss over their entries, the
         shared base and their own ridge.
+    penalty : float
+        ``sum_u ridge_u |x_u|^2`` over the solved rows.
     launches : int
         Launches of kernels of our own, on a GPU.
     """
@@ -39,6 +41,7 @@ class HalfSweepStats:
     singular: int = 0
     residual: float = 0.0
     objective: float = 0.0
+    penalty: float = 0.0
     launches: int = 0
 
     def add(self, other: HalfSweepStats) -> None:
@@ -47,4 +50,5 @@ class HalfSweepStats:
         self.singular += other.singular
         self.residual = max(self.residual, other.residual)
         self.objective += other.objective
+        self.penalty += other.penalty
         self.launches += other.launches

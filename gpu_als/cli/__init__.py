@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpu_als.cli import demo, evaluate, fit, info, recommend
+from gpu_als.cli import convert, demo, evaluate, fit, info, recommend
 from gpu_als.errors import GpuAlsError
 
 __all__ = ["build_parser", "main"]
@@ -22,6 +22,7 @@ start here:
   gpu-als fit ratings.csv -o model.npz            train on your own
   gpu-als recommend model.npz --users 7 --ratings ratings.csv
   gpu-als evaluate model.npz test.csv
+  gpu-als convert huge.csv huge.shards            for data larger than memory
   gpu-als info                                    versions, processors, GPU
 
 'gpu-als COMMAND --help' explains the options of a command.
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     # argparse stops filling a list of files at the first option that stands between them
-    if rest and args.command == "evaluate" and not any(text.startswith("-") for text in rest):
+    takes_more = args.command in ("evaluate", "convert")
+    if rest and takes_more and not any(text.startswith("-") for text in rest):
         args.files += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -91,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gpu-als {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in (demo, fit, recommend, evaluate, info):
+    for module in (demo, fit, recommend, evaluate, convert, info):
         module.add_command(commands)
     return parser
 

@@ -16,6 +16,7 @@ from gpu_als.estimators.params import check_dtype, check_flag, check_integer, ch
 from gpu_als.estimators.sides import both_sides
 from gpu_als.objectives import Dense, Explicit
 from gpu_als.report import FitReport
+from gpu_als.side import Side, WholeRows
 from gpu_als.solvers import NonNegative, as_solver
 from gpu_als.training import Model, Schedule, train
 
@@ -102,9 +103,9 @@ def factorize(
     device = get_backend(backend, num_threads=num_threads)
     if observed.all():
         objective: Dense | Explicit = Dense(penalties)
-        problems = tuple(
-            objective.row_problem(rows, k, device.batch_elements, side)
-            for rows, side in ((matrix, "users"), (np.ascontiguousarray(matrix.T), "items"))
+        users, items = (
+            Side(name, objective, WholeRows.of(rows), k, device.batch_elements)
+            for name, rows in (("users", matrix), ("items", np.ascontiguousarray(matrix.T)))
         )
     else:
         objective = Explicit(penalties, count_scaled=False)
@@ -112,12 +113,12 @@ def factorize(
             (matrix[observed], np.nonzero(observed)[1], np.append(0, observed.sum(1).cumsum())),
             shape=matrix.shape,
         )
-        problems = both_sides(objective, entries, None, k, device)
+        users, items = both_sides(objective, entries, None, k, device)
     report = FitReport(device.device, entries=int(observed.sum()))
     how = NonNegative() if nonnegative else as_solver(solver)
     train(
         device,
-        (problems[0], problems[1]),
+        (users, items),
         (how, how),
         model,
         Schedule(check_integer(iterations, name="iterations", at_least=0), tol),

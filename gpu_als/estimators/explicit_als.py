@@ -207,7 +207,7 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             wide = None if weights is None else weights.astype(np.float64)
             mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
         backend = self._get_backend()
-        problems = both_sides(self._objective(mean), matrix, weights, self._width, backend)
+        sides = both_sides(self._objective(mean), matrix, weights, self._width, backend)
         held_out, validate = None, None
         if validation is not None:
             held_out = _triples(validation, ratings, matrix.shape)
@@ -231,7 +231,7 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             raise InputError("patience needs a validation set; pass fit(..., validation=...)")
         train(
             backend,
-            problems,
+            sides,
             (self._solver("users"), self._solver("items")),
             model,
             schedule,

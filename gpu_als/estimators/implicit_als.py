@@ -182,7 +182,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         matrix = self._check_interactions(user_items)
         backend = self._get_backend()
         objective = self._objective()
-        problems = both_sides(objective, matrix, None, self.factors, backend)
+        sides = both_sides(objective, matrix, None, self.factors, backend)
         rows = SparseRows.from_csr(matrix)
         start = begin(
             checkpoint,
@@ -208,7 +208,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         try:
             train(
                 backend,
-                problems,
+                sides,
                 (solver, solver),
                 model,
                 Schedule(self.iterations),

@@ -7,7 +7,7 @@ from typing import BinaryIO, Self
 
 import numpy as np
 
-from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import InputError, ModelFileError
 from gpu_als.estimators.external_ids import HasIds
@@ -21,7 +21,6 @@ _PARAMETERS = (
     "calculate_training_loss", "random_state", "alpha", "unobserved_weight",
     "regularization_exponent",
 )  # fmt: skip
-_MATRICES = ("user_factors", "item_factors")
 
 
 class StoredAsNpz(HasParameters, HasFactors, HasIds):
@@ -63,8 +62,7 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
     def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
         """Read a model that :meth:`save` or ``implicit`` wrote.
 
-        Nothing is unpickled, and no more memory is taken than the file accounts for: what is
-        stored as it is needs as much as the file, what is compressed at most 100 times as much.
+        Nothing is unpickled, and no more memory is taken than the file accounts for.
 
         Raises
         ------
@@ -72,23 +70,17 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
             The file is damaged or holds something else; the message says what.
         """
         stored = read_arrays(file)
-        matrices = {name: stored.pop(name, None) for name in _MATRICES}
-        for name, array in matrices.items():
-            if array is None or array.ndim != 2 or array.dtype.kind != "f":
-                raise ModelFileError(
-                    f"{file}: {name} is missing or no matrix of floats; this is no "
-                    "AlternatingLeastSquares model"
-                )
-        ids = {name: stored.pop(name) for name in ("user_ids", "item_ids") if name in stored}
-        lost = {"factors", "regularization", "iterations"} - stored.keys()
-        if lost:
-            raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
-        unknown = stored.keys() - {*_PARAMETERS, "dtype"}
-        if unknown:
-            raise ModelFileError(
-                f"{file}: holds {sorted(unknown)}, which is no parameter of an "
-                "AlternatingLeastSquares model; a newer gpu_als may know it"
-            )
+        users, items = (
+            _matrix(stored.pop(name, None), f"{file}: {name}")
+            for name in ("user_factors", "item_factors")
+        )
+        ids = {name: stored.pop(name) for name in list(stored) if name in ("user_ids", "item_ids")}
+        check_names(
+            stored,
+            needed=("factors", "regularization", "iterations"),
+            known=(*_PARAMETERS, "dtype"),
+            where=str(file),
+        )
         try:
             values = {name: array.item() for name, array in stored.items()}
             for name in ("use_native", "calculate_training_loss"):
@@ -97,31 +89,28 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
             steps = check_integer(values.pop("cg_steps", 3), name="cg_steps", at_least=1)
             if values.get("dtype") == "float16":  # of a GPU model of implicit
                 values["dtype"] = "float32"
-            names = cls._parameter_names()
+            names = cls._parameters()
             model = cls(**{name: value for name, value in values.items() if name in names})
         except (ValueError, TypeError) as error:
             raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
         model.cg_steps = steps
-        users, items = matrices.values()
         if not users.shape[1] == items.shape[1] == model.factors:
             raise ModelFileError(
                 f"{file}: factors of shapes {users.shape} and {items.shape} do not fit "
                 f"factors={model.factors}"
             )
         model._place(
-            *(
-                _as_factors(array, model.dtype, f"{file}: {name}")
-                for name, array in matrices.items()
-            )
+            to_factors(users, model.dtype, f"{file}: user_factors"),
+            to_factors(items, model.dtype, f"{file}: item_factors"),
         )
         model._restore_ids(ids, file)
         return model
 
 
-def _as_factors(array: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
-    """Return factors read from a file in the type of the model, after checking their values."""
-    with np.errstate(over="ignore"):
-        factors = np.asarray(array, dtype, order="C")
-    if not np.isfinite(factors).all():
-        raise ModelFileError(f"{where} holds NaN, inf, or values beyond {dtype}")
-    return factors
+def _matrix(array: np.ndarray | None, where: str) -> np.ndarray:
+    """Return an array of a file after checking that it may be a matrix of factors."""
+    if array is None or array.ndim != 2 or array.dtype.kind != "f":
+        raise ModelFileError(
+            f"{where} is missing or no matrix of floats; this is no AlternatingLeastSquares model"
+        )
+    return array

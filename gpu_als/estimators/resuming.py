@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from gpu_als.checkpoint import Checkpoint, Identity, Saved, Writer, digest
-from gpu_als.errors import CheckpointError
+from gpu_als.checkpoint import Checkpoint, Saved, Writer
+from gpu_als.errors import CheckpointError, InputError
 from gpu_als.report import FitReport
 from gpu_als.training import Model
 
-__all__ = ["Run", "begin"]
+__all__ = ["Run", "begin", "fingerprint"]
 
 _OF_NO_EFFECT = (
     "iterations", "tol", "patience",  # when to stop may change
     "backend", "use_gpu", "num_threads", "use_native", "calculate_training_loss",
 )  # fmt: skip
+_BLOCK = 1 << 20
+"""Elements of an array taken at a time, so that it is never copied as a whole."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,13 @@ def begin(
     *,
     bias: bool = False,
 ) -> Run:
-    """Return where a fit begins: at the state in the file ``resume``, if one is given.
+    """Return where a fit begins: at a saved state, if there is one to go on from.
 
     Parameters
     ----------
     checkpoint : Checkpoint, path or None
-    resume : path or None
+    resume : path, bool or None
+        The file to go on from. True: that of ``checkpoint``, if it is there.
     report : FitReport
         A new one.
     parameters : dict
@@ -67,27 +72,93 @@ def begin(
 
     Raises
     ------
+    InputError
+        The checkpoint cannot be written, or nothing says which file to go on from.
     CheckpointError
-        The file is damaged, or of a fit with other parameters or data.
+        The file is damaged, of a fit with other parameters or data, or of more iterations.
     """
-    if checkpoint is None and resume is None:
+    place = None if checkpoint is None else Checkpoint.of(checkpoint)
+    file = _file_to_read(place, resume)
+    if place is None and file is None:
         return Run(None, None, report, None)
-    own = {name: value for name, value in parameters.items() if name not in _OF_NO_EFFECT}
-    if not isinstance(own.get("random_state"), int | np.integer):
-        own.pop("random_state", None)  # its state has moved on since
-    identity = Identity(own, {name: digest(*arrays) for name, arrays in data.items()})
-    writer = None
-    if checkpoint is not None:
-        writer = Writer(Checkpoint.of(checkpoint), identity)
-    if resume is None:
+    fit = _what_it_is(parameters, data, shapes, report.entries)
+    writer = None if place is None else Writer(place, fit)
+    if file is None:
         return Run(None, None, report, writer)
-    saved = Saved.read(resume)
-    saved.check(resume, identity)
-    for pair in (saved.user_factors, saved.item_factors), saved.best or ():
-        if pair and tuple(factors.shape for factors in pair) != shapes:
-            raise CheckpointError(f"{resume}: its factors do not have the shapes {shapes}")
-    saved.report.device, saved.report.stopped = report.device, "iterations"
+    saved = Saved.read(file)
+    saved.check(file, fit)
+    _check_factors(saved, file, shapes, np.dtype(parameters["dtype"]))
+    done = saved.report.iterations
+    if done > parameters["iterations"]:
+        raise CheckpointError(
+            f"{file}: {done} iterations have been run already; pass iterations={done} or more, or "
+            "start afresh without resume"
+        )
     if writer is not None:
-        writer.done = saved.report.iterations
-    model = Model(saved.user_factors, saved.item_factors, bias)
-    return Run(model, saved.best, saved.report, writer)
+        writer.done = done
+    saved.report.device, saved.report.stopped = report.device, report.stopped
+    return Run(Model(*saved.factors, bias), saved.best, saved.report, writer)
+
+
+def fingerprint(*arrays: np.ndarray | None) -> str:
+    """Return what tells one-dimensional arrays from others: a digest of their values.
+
+    Integers are the same in every type that holds them. None stands for no array.
+    """
+    if all(array is None for array in arrays):
+        return "none"
+    total = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        if array is None:
+            continue
+        kind = array.dtype
+        if kind.kind in "iu":
+            kind = np.dtype(np.int32 if array.max(initial=0) < 2**31 else np.int64)
+        total.update(f"{kind.name}{len(array)}".encode())
+        for start in range(0, len(array), _BLOCK):
+            total.update(np.ascontiguousarray(array[start : start + _BLOCK], kind).data)
+    return total.hexdigest()
+
+
+def _file_to_read(place: Checkpoint | None, resume: Any) -> Any:
+    if resume is not True:
+        return resume or None
+    if place is None:
+        raise InputError(
+            "resume=True goes on from the file of checkpoint, which is None; pass checkpoint=FILE "
+            "too, or resume=FILE"
+        )
+    return place.path if place.path.exists() else None
+
+
+def _what_it_is(
+    parameters: dict[str, Any],
+    data: dict[str, tuple[Any, ...]],
+    shapes: tuple[tuple[int, int], ...],
+    entries: int,
+) -> dict[str, Any]:
+    """Return what tells a fit from others, as it comes back from JSON."""
+    own = {name: value for name, value in parameters.items() if name not in _OF_NO_EFFECT}
+    seed = own["random_state"]
+    if not (seed is None or isinstance(seed, int | np.integer)):
+        own["random_state"] = type(seed).__name__  # its state has moved on since
+    own |= {"shape": [n_rows for n_rows, _ in shapes], "entries": entries}
+    own |= {name: fingerprint(*arrays) for name, arrays in data.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(own, default=_as_plain))
+    return plain
+
+
+def _as_plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _check_factors(
+    saved: Saved, file: Any, shapes: tuple[tuple[int, int], ...], dtype: np.dtype
+) -> None:
+    for pair in (saved.factors, saved.best or saved.factors):
+        for factors, shape in zip(pair, shapes, strict=True):
+            if factors.shape != shape or factors.dtype != dtype:
+                raise CheckpointError(
+                    f"{file}: its factors are no {dtype} arrays of the shapes {shapes}; start "
+                    "afresh without resume"
+                )

@@ -13,6 +13,7 @@ from gpu_als.data.matrix import as_csr, check_magnitude
 from gpu_als.errors import InputError
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import RowProblem, SparseRows
+from gpu_als.side import Side, WholeRows
 from gpu_als.solvers import Solver
 from gpu_als.training import solve_side
 
@@ -25,8 +26,8 @@ def both_sides(
     weights: np.ndarray | None,
     n_factors: int,
     backend: Backend,
-) -> tuple[RowProblem, RowProblem]:
-    """Return the users' and the items' row problem of one matrix.
+) -> tuple[Side, Side]:
+    """Return the users' and the items' rows of one matrix, each as one part.
 
     Parameters
     ----------
@@ -40,11 +41,11 @@ def both_sides(
         by_user = (weights, user_items.indices, user_items.indptr)
         item_weights = sp.csr_matrix(by_user, shape=user_items.shape).T.tocsr().data
     elements = backend.batch_elements
-    users = SparseRows.from_csr(user_items, weights)
-    items = SparseRows.from_csr(item_users, item_weights)
+    users = WholeRows.of(SparseRows.from_csr(user_items, weights))
+    items = WholeRows.of(SparseRows.from_csr(item_users, item_weights))
     return (
-        objective.row_problem(users, n_factors, elements, "users"),
-        objective.row_problem(items, n_factors, elements, "items"),
+        Side("users", objective, users, n_factors, elements),
+        Side("items", objective, items, n_factors, elements),
     )
 
 

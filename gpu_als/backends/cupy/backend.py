@@ -7,19 +7,20 @@ one batch after another: gather, batched matrix products for the Grams, cuSOLVER
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.backends.ahead import one_ahead
 from gpu_als.backends.cupy.compile import KernelError, Kernels
 from gpu_als.backends.cupy.fused import SPLIT_FLOATS, DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.matrix import Matrix
-from gpu_als.backends.cupy.memory import bytes_needed
 from gpu_als.backends.cupy.ranking import FusedTopK
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import R, T
@@ -38,6 +39,9 @@ _SMALLEST_BATCH, _LARGEST_BATCH = 1 << 22, 1 << 28
 _BYTES_PER_ELEMENT = 64
 """A batch keeps a handful of arrays of its size; this leaves most of the memory for data."""
 
+
+_BATCH_BYTES = 16
+"""Of each element, in float64: what batches have been seen to use at most."""
 
 _made: dict[tuple[int, str], CupyBackend] = {}
 
@@ -128,10 +132,23 @@ class CupyBackend:
             _made[key] = cls(precision)
         return _made[key]
 
-    def session(self) -> AbstractContextManager[Any]:
-        """Work on the device that was current when the backend was made."""
-        device: AbstractContextManager[Any] = self.xp.cuda.Device(self._number)
-        return device
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Work on the device that was current when the backend was made.
+
+        Raises
+        ------
+        BackendError
+            The device has no memory left.
+        """
+        with self.xp.cuda.Device(self._number):
+            try:
+                yield
+            except self.xp.cuda.memory.OutOfMemoryError as error:
+                raise BackendError(
+                    f"the GPU has no memory left ({error}); free what other programs hold, use "
+                    "fewer factors or less data, or backend='numpy' (use_gpu=False)"
+                ) from error
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See :class:`gpu_als.backends.ops.Ops`; one after another."""
@@ -185,22 +202,11 @@ class CupyBackend:
         self.fused.kernels.prepare(kernels)
         return len(kernels)
 
-    def check_memory(
-        self,
-        problems: tuple[RowProblem, RowProblem],
-        users: np.ndarray,
-        items: np.ndarray,
-        copies: int = 1,
-    ) -> None:
+    def room(self) -> tuple[int, int]:
         """See :class:`gpu_als.backends.ops.Backend`."""
-        needed = bytes_needed(problems, users, items, _SMALLEST_BATCH + SPLIT_FLOATS, copies)
-        available = self.xp.cuda.runtime.memGetInfo()[0]
-        available += self.xp.get_default_memory_pool().free_bytes()
-        if needed > available:
-            raise BackendError(
-                f"this fit needs about {needed:,} bytes of GPU memory, of which {available:,} are "
-                "free; use fewer factors, less data or backend='numpy' (use_gpu=False)"
-            )
+        free = self.xp.cuda.runtime.memGetInfo()[0]
+        free += self.xp.get_default_memory_pool().free_bytes()
+        return free, 4 * SPLIT_FLOATS + _BATCH_BYTES * self.batch_elements
 
     def load(self, problem: RowProblem) -> DeviceProblem:
         """Return the problem with its arrays on the device.
@@ -227,6 +233,28 @@ class CupyBackend:
             host=problem,
             places=move(np.append(packing.order, packing.long_rows).astype(np.int64)),
         )
+
+    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[DeviceProblem]:
+        """See :class:`gpu_als.backends.ops.Backend`; copies run on a stream of their own."""
+        cuda = self.xp.cuda
+        copying = cuda.Stream(non_blocking=True)
+        used: deque[Any] = deque()  # when what is copied next may overwrite a problem's memory
+
+        def loader(make: Callable[[], RowProblem]) -> Callable[[], tuple[DeviceProblem, Any]]:
+            def load() -> tuple[DeviceProblem, Any]:
+                with self.session(), copying:
+                    if used:
+                        copying.wait_event(used.popleft())
+                    problem = self.load(make())
+                    return problem, copying.record()
+
+            return load
+
+        for problem, ready in one_ahead(map(loader, makers)):
+            cuda.get_current_stream().wait_event(ready)
+            yield problem
+            del problem
+            used.append(cuda.get_current_stream().record())
 
     def _load_linear(self, linear: Any) -> Any:
         if not sp.issparse(linear):

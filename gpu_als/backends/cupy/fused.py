@@ -7,6 +7,7 @@ are read back together. Rows that failed, or that no kernel takes, are handed to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +35,10 @@ __all__ = ["SPLIT_FLOATS", "DescribedSweep", "DeviceProblem", "Fused", "SideBySi
 SPLIT_FLOATS = 1 << 25
 """Floats of the shares of split rows that are in memory at the same time, unless one row needs
 more."""
+
+
+_CONVERTED = 1 << 14
+"""Rows that one product takes into a frame's coordinates or out of them."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class Fused:
         residual, objective = sweep.arrays["residual"], sweep.arrays["objective"]
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
-            x = frame.leave(z[:, :k], None)
+            x = self._in_blocks(frame.leave, z[:, :k])
             good &= xp.isfinite(x).all(axis=1)
             xp.copyto(solved, x, where=good[:, None])
         numbers = xp.stack(
@@ -186,6 +191,23 @@ class Fused:
             failed = np.searchsorted(left, [launch.start, launch.stop])
             stats.paths[launch.path] += launch.stop - launch.start - int(failed[1] - failed[0])
         return stats, self._rest(problem, left, k)
+
+    def _in_blocks(self, convert: Callable[[Array, None], Array], rows: Array) -> Array:
+        """Return ``convert(rows, None)``, a product with a (k, k) matrix, block by block.
+
+        All blocks have one shape, so that a row's result does not depend on how many rows there
+        are: cuBLAS picks its kernel by shape, and kernels differ in the order in which they add.
+        """
+        xp = self.xp
+        out = xp.empty(rows.shape, rows.dtype)
+        for start in range(0, len(rows), _CONVERTED):
+            block = rows[start : start + _CONVERTED]
+            n = len(block)
+            if n < _CONVERTED:
+                block = xp.zeros((_CONVERTED, rows.shape[1]), rows.dtype)
+                block[:n] = rows[start:]
+            out[start : start + n] = convert(block, None)[:n]
+        return out
 
     def plan(self, problem: DeviceProblem, frame: Frame, solver: Solver) -> Plan:
         """Return the launches of a half-sweep: none where kernels do not serve it."""
@@ -211,7 +233,7 @@ class Fused:
         xp, k = self.xp, solved.shape[1]
         z = xp.zeros((len(solved), stride_of(k)), np.float32)
         if isinstance(solver, ConjugateGradient):
-            z[:, :k] = frame.enter(solved, None)
+            z[:, :k] = self._in_blocks(frame.enter, solved)
         return z
 
     def describe(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from gpu_als.backends.ahead import one_ahead
 from gpu_als.backends.numpy.lapack import cholesky_solve
 from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
@@ -140,18 +141,16 @@ class NumpyBackend:
         """See :class:`gpu_als.backends.ops.Ops`; batches are what a CPU is good at."""
         return HalfSweepStats(), problem
 
-    def check_memory(
-        self,
-        problems: tuple[RowProblem, RowProblem],
-        users: np.ndarray,
-        items: np.ndarray,
-        copies: int = 1,
-    ) -> None:
+    def room(self) -> None:
         """See :class:`gpu_als.backends.ops.Backend`; here the data is where it stays."""
 
     def load(self, problem: RowProblem) -> RowProblem:
         """Return the problem with its arrays on the device: here, as it is."""
         return problem
+
+    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[RowProblem]:
+        """See :class:`gpu_als.backends.ops.Backend`."""
+        return one_ahead(makers)
 
     def top_k(self, *ranking: Any) -> None:
         """See :class:`gpu_als.backends.ops.Backend`; tiles are what a CPU is good at."""

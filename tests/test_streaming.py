@@ -1,0 +1,212 @@
+# ruff: noqa: F811 (fixtures are arguments of the same name)
+"""Data that passes through the device in parts gives the factors of data that stays there."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
+
+import gpu_als
+from gpu_als import training
+from gpu_als.backends.ahead import one_ahead
+from gpu_als.errors import BackendError
+from gpu_als.memory_plan import FitShape, plan_device
+from gpu_als.row_problem import SparseRows
+from gpu_als.side import WholeRows
+
+
+def interactions(n_users=70, n_items=40, seed=903):
+    """Return counts of very different numbers of items, some users and items having none."""
+    rng = np.random.default_rng(seed)
+    density = rng.uniform(0, 0.6, (n_users, 1)) ** 2 * rng.uniform(0, 2, n_items)
+    counts = rng.poisson(3 * density) + 2 * (rng.random((n_users, n_items)) < density)
+    counts[[3, 50]] = 0
+    counts[:, 7] = 0
+    return sp.csr_matrix(counts.astype(np.float32))
+
+
+def cut_always(monkeypatch, most_bytes):
+    """Let no side stay on the device."""
+
+    def cut(backend, sides, model, copies):
+        users, items = (side.cut(most_bytes, 12, 40) for side in sides)
+        assert users.n_parts > 3
+        assert items.n_parts > 3
+        return users, items
+
+    monkeypatch.setattr(training, "_cut_to_fit", cut)
+
+
+IMPLICIT = {
+    "exact": {"use_cg": False, "alpha": 2.5},
+    "cg": {"use_cg": True, "alpha": 2.5},
+    "fractions": {"use_cg": False, "alpha": 0.3},
+    "ones": {"use_cg": False, "alpha": 0.5},  # counts of 2 have confidence 1
+    "ials": {"use_cg": False, "unobserved_weight": 0.2, "regularization_exponent": 0.7},
+}
+
+
+def implicit(use_gpu, **options):
+    model = gpu_als.AlternatingLeastSquares(
+        8, iterations=3, random_state=11, use_gpu=use_gpu, **options
+    )
+    model.fit(interactions(), show_progress=False)
+    return model
+
+
+@pytest.mark.parametrize("options", IMPLICIT.values(), ids=IMPLICIT)
+def test_streamed_factors_are_those_of_the_resident_path_on_a_gpu(
+    device,
+    monkeypatch,
+    options,
+):
+    """To the bit where kernels solve the rows."""
+    resident = implicit(True, **options)
+    cut_always(monkeypatch, 3000)
+    streamed = implicit(True, **options)
+    by_kernels = device.fused is not None and options.get("alpha", 1) != 0.5
+    for name in ("user_factors", "item_factors"):
+        one, other = (np.asarray(getattr(model, name)) for model in (streamed, resident))
+        np.testing.assert_allclose(one, other, rtol=0, atol=0 if by_kernels else 2e-4)
+    assert streamed.report_.losses == pytest.approx(resident.report_.losses, rel=1e-5)
+    assert streamed.report_.user_rows == resident.report_.user_rows
+
+
+@pytest.mark.parametrize("options", IMPLICIT.values(), ids=IMPLICIT)
+def test_streamed_factors_are_those_of_the_resident_path_on_a_cpu(monkeypatch, options):
+    resident = implicit(False, dtype=np.float64, **options)
+    cut_always(monkeypatch, 3000)
+    streamed = implicit(False, dtype=np.float64, **options)
+    for name in ("user_factors", "item_factors"):
+        np.testing.assert_allclose(getattr(streamed, name), getattr(resident, name), atol=1e-11)
+    assert streamed.report_.losses == pytest.approx(resident.report_.losses, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"nonnegative": True}, {"scale_regularization": None}, {"solver": "cg"}],
+    ids=["bias", "plain", "nonnegative", "unscaled", "cg"],
+)
+@pytest.mark.parametrize("backend", ["numpy", "cupy"])
+def test_streamed_ratings(device, monkeypatch, backend, options):
+    ratings = interactions()
+    weight = np.random.default_rng(5).uniform(0.5, 2, ratings.nnz)
+    options = {"factors": 7, "iterations": 3, "random_state": 11, "backend": backend} | options
+    fit = {"sample_weight": weight, "validation": ratings[:, :40]}
+    resident = gpu_als.ExplicitALS(**options).fit(ratings, **fit)
+    cut_always(monkeypatch, 3000)
+    streamed = gpu_als.ExplicitALS(**options).fit(ratings, **fit)
+    for name in ("user_factors", "item_factors", "user_biases", "item_biases"):
+        np.testing.assert_allclose(
+            getattr(streamed, name), getattr(resident, name), rtol=0, atol=2e-4
+        )
+    assert streamed.report_.metrics[-1] == pytest.approx(resident.report_.metrics[-1], rel=1e-4)
+
+
+def test_a_dense_matrix_is_streamed(monkeypatch):
+    matrix = np.random.default_rng(8).standard_normal((40, 30))
+    options = {"regularization": 0.1, "iterations": 4, "random_state": 3, "tol": None}
+    resident = gpu_als.factorize(matrix, 4, **options)
+    monkeypatch.setattr(
+        training, "_cut_to_fit", lambda backend, sides, *_: [side.cut(1000, 8, 8) for side in sides]
+    )
+    streamed = gpu_als.factorize(matrix, 4, **options)
+    for one, other in zip(streamed[:2], resident[:2], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
+    """Data of a hundred times the workspace would not fit; its parts do."""
+    resident = implicit(True, use_cg=False)
+    free, workspace = device.room()
+    monkeypatch.setattr("gpu_als.memory_plan._SMALLEST_PART", 1 << 10)
+    shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
+    needed = plan_device(shape, free, workspace).total
+    backend, times = type(device), []
+    load_ahead = backend.load_ahead
+
+    def counted(self, makers):
+        times.append(1)
+        return load_ahead(self, makers)
+
+    monkeypatch.setattr(backend, "room", lambda self: (needed - 2000, workspace))
+    monkeypatch.setattr(backend, "load_ahead", counted)
+    streamed = implicit(True, use_cg=False)
+    assert len(times) == 6
+    np.testing.assert_allclose(
+        np.asarray(streamed.user_factors), np.asarray(resident.user_factors), rtol=0, atol=2e-4
+    )
+
+
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    most=st.integers(1, 500),
+    row_bytes=st.integers(0, 20),
+)
+def test_parts_have_all_rows_in_order_and_are_no_larger_than_asked(counts, most, row_bytes):
+    indptr = np.append(0, np.cumsum(counts))
+    rng = np.random.default_rng(len(counts))
+    rows = SparseRows(indptr, rng.integers(9, size=indptr[-1]), rng.random(indptr[-1]), None, 9)
+    cut = WholeRows.of(rows).cut(most, 4, row_bytes)
+    assert cut.bounds[0] == 0
+    assert cut.bounds[-1] == len(counts)
+    parts = [cut.part(number) for number in range(len(cut.bounds) - 1)]
+    assert all(part.n_rows > 0 for part in parts)
+    for part in parts:
+        assert part.n_rows == 1 or 4 * len(part.values) + row_bytes * part.n_rows <= most
+        assert part.indptr[0] == 0
+    np.testing.assert_array_equal(np.concatenate([part.values for part in parts]), rows.values)
+    np.testing.assert_array_equal(np.concatenate([np.diff(part.indptr) for part in parts]), counts)
+
+
+SHAPE = FitShape(users=10**6, items=10**5, entries=10**8, factors=128, longest=10**5)
+
+
+def test_everything_stays_on_the_device_where_it_fits():
+    plan = plan_device(SHAPE, 1 << 40, 1 << 28)
+    assert plan.part_bytes is None
+    # factors, two orientations of indices and two values each
+    assert plan.factors == 4 * 128 * 1_100_000
+    assert plan.data >= 2 * 12 * 10**8
+
+
+@given(st.integers(33, 40), st.integers(1, 3), st.sampled_from([4, 8]))
+def test_plans_keep_to_what_is_available(exponent, copies, value_bytes):
+    shape = FitShape(10**6, 10**5, 10**8, 128, value_bytes, 10**5, copies)
+    try:
+        plan = plan_device(shape, 1 << exponent, 1 << 28)
+    except BackendError:
+        # not even the factors and the smallest parts
+        least = copies * 1_100_000 * 128 * value_bytes
+        assert 1 << exponent < 2 * least + (1 << 30)
+    else:
+        assert plan.total <= 1 << exponent
+
+
+def test_a_device_too_small_for_the_factors_is_refused_with_the_numbers():
+    with pytest.raises(BackendError, match=r"needs about [\d,]+ bytes .* of which 1,000,000 are"):
+        plan_device(SHAPE, 10**6, 1 << 20)
+
+
+def test_one_is_made_while_another_is_used():
+    made = []
+
+    def maker(number):
+        return lambda: made.append(number) or number
+
+    ahead = one_ahead(maker(number) for number in range(5))
+    assert next(ahead) == 0
+    seen = [0, *ahead]
+    assert seen == made == [0, 1, 2, 3, 4]
+
+
+def test_what_goes_wrong_ahead_is_raised():
+    def fail():
+        raise OSError("the disk is gone")
+
+    ahead = one_ahead([lambda: 1, fail, lambda: 3])
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
