@@ -10,7 +10,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ import numpy as np
 from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError, ModelFileError
 
-__all__ = ["read_arrays", "to_factors", "write_arrays"]
+__all__ = ["check_names", "read_arrays", "to_factors", "write_arrays"]
 
 _LARGEST_RATIO = 100
 """Deflate reaches 1032:1. What numbers and ids need is far below; a bomb is close to it."""
@@ -108,6 +108,31 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
         path = _with_suffix(path)
     with path.open("rb") as stream:
         return _read_archive(stream, str(path))
+
+
+def check_names(
+    arrays: Collection[str], *, needed: Collection[str], known: Collection[str], where: str
+) -> None:
+    """Refuse a file that lacks something, or holds what this version does not know.
+
+    Parameters
+    ----------
+    arrays : names found in the file
+    needed, known : names
+        What must be there, and what may be there.
+    where : str
+        The file, in messages.
+
+    Raises
+    ------
+    ModelFileError
+    """
+    if lost := sorted(set(needed) - set(arrays)):
+        raise ModelFileError(f"{where}: the parameters {lost} are missing")
+    if strange := sorted(set(arrays) - set(known)):
+        raise ModelFileError(
+            f"{where}: unknown parameters or arrays {strange}; a newer gpu_als may know them"
+        )
 
 
 def to_factors(array: np.ndarray, dtype: Any, where: str) -> np.ndarray:

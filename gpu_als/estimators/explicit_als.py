@@ -180,9 +180,11 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         show_progress : bool
         checkpoint : path or Checkpoint, optional
             Where, and how often, to save the state of the fit.
-        resume : path, optional
+        resume : path or bool, optional
             Go on from a saved state, to the same factors as if the fit had not been interrupted:
-            to the bit on the same kind of device. ``iterations`` counts from the very start.
+            to the bit on the same kind of device. True: from the file of ``checkpoint`` where it
+            is there, else afresh, so that a script that was killed can be run again as it is.
+            ``iterations`` counts from the very start.
 
         Returns
         -------
@@ -194,7 +196,8 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         InputError
             Ratings or a parameter cannot be used; the message says why.
         CheckpointError
-            The saved state is damaged, or of a fit with other parameters or data.
+            The saved state is damaged, or of a fit with other parameters or data, or of more
+            iterations.
         """
         matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
         check_magnitude(matrix, dtype=self.dtype, name="ratings")
@@ -218,7 +221,8 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             FitReport(backend.device, entries=matrix.nnz),
             {"model": "explicit", **self.get_params()},
             {
-                "ratings": (matrix.indptr, matrix.indices, matrix.data, weights),
+                "ratings": (matrix.indptr, matrix.indices, matrix.data),
+                "sample_weight": (weights,),
                 "validation": held_out or (),
             },
             tuple((size, self._width) for size in matrix.shape),

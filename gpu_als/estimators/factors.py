@@ -142,14 +142,14 @@ class HasFactors(HasSnapshots):
         moved._place(*(None if one is None else np.array(one) for one in moved._factors))
         return moved
 
-    def _place(self, users: Any, items: Any) -> None:
-        """Take over both matrices, moved to where this model works."""
+    def _place(self, users: Any, items: Any, **others: Any) -> None:
+        """Take over both matrices, moved to where this model works, and other attributes."""
         backend = self._get_backend()
         users, items = (
             None if factors is None else backend.hold(factors) for factors in (users, items)
         )
         with self._writing:
-            self._factors = users, items
+            self._publish(_factors=(users, items), **others)
 
     def _derive(
         self, name: str, factors: Any, compute: Callable[[Any], T], given: object = None

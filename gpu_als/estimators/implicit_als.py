@@ -166,9 +166,11 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             ``calculate_training_loss``.
         checkpoint : path or Checkpoint, optional
             Where, and how often, to save the state of the fit.
-        resume : path, optional
+        resume : path or bool, optional
             Go on from a saved state, to the same factors as if the fit had not been interrupted:
-            to the bit on the same kind of device. ``iterations`` counts from the very start.
+            to the bit on the same kind of device. True: from the file of ``checkpoint`` where it
+            is there, else afresh, so that a script that was killed can be run again as it is.
+            ``iterations`` counts from the very start.
 
         Raises
         ------
@@ -177,7 +179,8 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         ModelFitError
             The factors to start from hold NaN or inf.
         CheckpointError
-            The saved state is damaged, or of a fit with other parameters or data.
+            The saved state is damaged, or of a fit with other parameters or data, or of more
+            iterations.
         """
         matrix = self._check_interactions(user_items)
         backend = self._get_backend()

@@ -82,7 +82,6 @@ class CupyBackend:
         try:
             self._number = cupy.cuda.runtime.getDevice()
             properties = cupy.cuda.runtime.getDeviceProperties(self._number)
-            free, _ = cupy.cuda.runtime.memGetInfo()
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise BackendError(
                 f"backend 'cupy' found no usable GPU ({error}); check that nvidia-smi lists one "
@@ -91,7 +90,8 @@ class CupyBackend:
             ) from error
         self.xp: Any = cupy
         self.device = properties["name"].decode()
-        wanted = free // _BYTES_PER_ELEMENT
+        # Not what is free: how batches are cut decides how sums are rounded.
+        wanted = properties["totalGlobalMem"] // _BYTES_PER_ELEMENT
         self.batch_elements = int(min(max(wanted, _SMALLEST_BATCH), _LARGEST_BATCH))
         self._held: dict[str, int] = {}
         architecture = 10 * properties["major"] + properties["minor"]
