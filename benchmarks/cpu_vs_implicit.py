@@ -5,7 +5,7 @@ factors and use the same threads, ``OPENBLAS_NUM_THREADS=1`` for ``implicit`` as
 are the shortest iteration of a few, taken in turns; the losses are compared after the same number
 of iterations.
 
-    python benchmarks/cpu_vs_implicit.py [--only exact cg recommend memory] [--write]
+    python benchmarks/cpu_vs_implicit.py [--only exact cg memory] [--write]
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,6 @@ SHAPE = (100_000, 20_000, 5_000_000)
 REGULARIZATION = 0.01
 TARGETS = {
     ("exact", 64): 2.5, ("exact", 128): 4.0, ("exact", 256): 6.0, ("cg", 64): 1.0, ("cg", 128): 1.0,
-    ("recommend", 64): 1.0, ("recommend", 128): 1.0,
 }  # fmt: skip
 
 
@@ -86,28 +84,6 @@ def compare_fit(
     return {"ours": min(times["ours"]), "peer": min(times["peer"]), "loss_difference": difference}
 
 
-def compare_recommend(matrix: sp.csr_matrix, k: int, threads: int) -> dict[str, Any]:
-    """Time 10 items for 20,000 users, what they have filtered out."""
-    ours, peer = (start(m, matrix, k) for m in models(k, threads, False, 1))
-    rng = np.random.default_rng(5)
-    for model in (ours, peer):  # factors with both signs, as trained ones have
-        model.user_factors = rng.standard_normal(model.user_factors.shape, dtype=np.float32)
-        model.item_factors = rng.standard_normal(model.item_factors.shape, dtype=np.float32)
-    peer.user_factors, peer.item_factors = ours.user_factors, ours.item_factors
-    users = np.arange(20_000)
-    rows = matrix[users]
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(4):
-        for name, model in (("ours", ours), ("peer", peer)):
-            begin = time.perf_counter()
-            found = model.recommend(users, rows, N=10)
-            times[name].append(time.perf_counter() - begin)
-            if name == "ours":
-                kept = found
-    same = float((kept[0] == found[0]).mean())
-    return {"ours": min(times["ours"]), "peer": min(times["peer"]), "same_items": same}
-
-
 def measure_memory(k: int, threads: int) -> dict[str, float]:
     """Return the peak memory of a fit in a process of its own, beside what it may take."""
     script = (
@@ -147,7 +123,7 @@ def _memory(field: str) -> float:
 def main() -> None:
     """Run the sections and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sections = ("exact", "cg", "recommend", "memory")
+    sections = ("exact", "cg", "memory")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--factors", nargs="+", type=int, default=[64, 128, 256])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -179,14 +155,9 @@ def main() -> None:
                 continue
             if (section, k) not in TARGETS:
                 continue
-            if section == "recommend":
-                row = compare_recommend(matrix, k, threads)
-                floor = 2 * 20_000 * matrix.shape[1] * k / ceiling["flops"]
-                shown = f"same items {row['same_items']:.4f}"
-            else:
-                row = compare_fit(matrix, k, threads, section == "cg", arguments.iterations)
-                floor = sweep_floor(matrix, k, ceiling)[0] if section == "exact" else 0.0
-                shown = f"{row['loss_difference']:+.1e}"
+            row = compare_fit(matrix, k, threads, section == "cg", arguments.iterations)
+            floor = sweep_floor(matrix, k, ceiling)[0] if section == "exact" else 0.0
+            shown = f"{row['loss_difference']:+.1e}"
             row |= {"ratio": row["peer"] / row["ours"], "target": TARGETS[section, k]}
             print(
                 f"{section:9} {k:3}   {row['peer']:10.2f} {row['ours']:10.2f} {row['ratio']:7.2f} "

@@ -28,8 +28,8 @@ def add_command(commands: Any) -> None:
         usage="gpu-als convert RATINGS... OUT.shards [options]",
         short="turn files of ratings larger than memory into shards",
         description="Makes a folder of shards, from which data larger than memory are read piece "
-        "by piece. It takes no more memory than --memory says, and about five times the size "
-        "of the result on disk while it works. Its distinct ids have to fit in memory.",
+        "by piece. It takes no more memory than --memory says, in which the distinct ids have "
+        "to fit, and up to 56 bytes per rating on disk while it works.",
         example="  gpu-als convert ratings.csv ratings.shards --memory 2G --value-type codes\n"
         "  gpu-als convert ratings.csv ratings.shards --memory 2G --value-type codes --resume\n"
         "  gpu-als convert today.csv ratings.shards --append",
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 def _size(text: str) -> int:
     """Return the bytes that a number with a unit says."""
     number = text.upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:].isalpha() else ""
+    unit = number[-1:] if number[-1:] in _UNITS else ""
     return int(float(number.removesuffix(unit)) * _UNITS[unit])
 
 

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -26,9 +25,8 @@ _LARGEST_RATIO = 100
 """Deflate reaches 1032:1. What numbers and ids need is far below; a bomb is close to it."""
 _ALWAYS_ALLOWED = 1 << 26
 """Bytes that arrays may need however small the file: a few zeros compress beyond every ratio."""
-_ENCRYPTED = 1
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, TypeError, OverflowError,
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, OverflowError,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
 _SUPPORTED_KINDS = "biufUS"
@@ -210,11 +208,10 @@ def _check_members(members: list[zipfile.ZipInfo], file_bytes: int, name: str) -
             raise ModelFileError(
                 f"{name}: holds {member.filename!r}, which is no array; this is no .npz file"
             )
-        stored_or_deflated = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if not stored_or_deflated or member.flag_bits & _ENCRYPTED:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ModelFileError(
-                f"{name}: array {member.filename!r} is encrypted, or compressed in a way that "
-                "NumPy does not use; write it with numpy.savez"
+                f"{name}: array {member.filename!r} is compressed in a way that NumPy does not "
+                "use; write it with numpy.savez"
             )
     if sum(member.compress_size for member in members) > file_bytes:
         raise ModelFileError(f"{name}: its arrays overlap; the file is hostile, do not use it")
@@ -253,14 +250,14 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> 
         shape, fortran_order, dtype = _read_header(member, where)
         n_bytes = math.prod(shape) * dtype.itemsize
         present = info.file_size - member.tell()
-        if n_bytes != present or (dtype.itemsize == 0 and math.prod(shape) > 0):
+        if n_bytes != present:
             raise ModelFileError(
                 f"{where} claims shape {shape} of {dtype} but holds {present} bytes; the file is "
                 "corrupted, write it again"
             )
         buffer = bytearray(n_bytes)
-        # Reading past the last byte is what makes zipfile compare the checksum.
-        if _read_into(member, memoryview(buffer)) != n_bytes or member.read(1):
+        # Reading the last byte is what makes zipfile compare the checksum.
+        if _read_into(member, memoryview(buffer)) != n_bytes:
             raise ModelFileError(f"{where} is truncated; write it again")
     array = np.frombuffer(buffer, dtype)
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)

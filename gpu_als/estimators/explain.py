@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.errors import InputError
-from gpu_als.estimators.factors import HasFactors
+from gpu_als.estimators.factors import HasFactors, of_one_moment
 from gpu_als.estimators.new_rows import check_confidences
 from gpu_als.estimators.params import check_integer
 from gpu_als.estimators.recommending import requested_rows
@@ -32,6 +32,7 @@ class Explains(HasFactors):
     def _objective(self) -> Implicit | IALS:
         raise NotImplementedError
 
+    @of_one_moment
     def explain(
         self,
         userid: int,

@@ -12,10 +12,10 @@ import scipy.sparse as sp
 from gpu_als.backends import Backend, get_backend
 from gpu_als.data.interactions import Interactions
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
-from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import InputError, ModelFileError
-from gpu_als.estimators.external_ids import HasIds
+from gpu_als.estimators.factors import of_one_moment
 from gpu_als.estimators.params import (
     HasParameters,
     check_dtype,
@@ -37,11 +37,16 @@ from gpu_als.training import Model, Schedule, train
 
 __all__ = ["ExplicitALS"]
 
+_NEEDED = "factors", "regularization", "bias", "iterations", "dtype"
+_ARRAYS = (
+    "user_factors", "item_factors", "user_biases", "item_biases", "user_ids", "item_ids",
+    "global_mean",
+)  # fmt: skip
 _KIND = "gpu_als.ExplicitALS"
 _SIDES = ("users", "items")
 
 
-class ExplicitALS(HasParameters, HasIds, Recommends):
+class ExplicitALS(HasParameters, Recommends):
     """Matrix factorisation of ratings by alternating least squares.
 
     Predicts ``mean + b_u + b_i + x_u . y_i`` and minimises
@@ -246,11 +251,14 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             best=start.best,
             checkpoints=start.checkpoints,
         )
-        self._set_factors(*(backend.to_host(side) for side in model.factors))
-        self.global_mean = mean
-        self._take_ids(ratings)
+        self._publish(
+            **self._by_name(*(backend.to_host(side) for side in model.factors)),
+            global_mean=mean,
+            **self._ids_of(ratings),
+        )
         return self
 
+    @of_one_moment
     def predict(self, users: Any, items: Any) -> np.ndarray:
         """Return predicted ratings of (user, item) pairs.
 
@@ -274,6 +282,7 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             self.global_mean,
         )
 
+    @of_one_moment
     def fold_in_users(
         self, ratings: Any, *, sample_weight: Any = None, return_biases: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -312,6 +321,7 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
             return factors
         return factors, solved[:, -1] if self.bias else np.zeros(len(solved), self.dtype)
 
+    @of_one_moment
     def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
         """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
         self._check_unchanged()
@@ -347,15 +357,19 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
         stored = read_arrays(file)
         if str(stored.get("kind", "")) != _KIND:
             raise ModelFileError(f"{file}: no model of ExplicitALS")
+        check_names(
+            stored,
+            needed=[f"param_{name}" for name in _NEEDED],
+            known=["kind", *_ARRAYS, *(f"param_{name}" for name in cls._parameters())],
+            where=str(file),
+        )
         try:
             params = {
                 name.removeprefix("param_"): value.tolist()
                 for name, value in stored.items()
                 if name.startswith("param_")
             }
-            lost = {"factors", "regularization", "bias", "iterations", "dtype"} - params.keys()
-            if lost:
-                raise ModelFileError(f"{file}: the parameters {sorted(lost)} are missing")
+            check_random_state(params.get("random_state"))
             if isinstance(params.get("regularization"), list):
                 params["regularization"] = tuple(params["regularization"])
             params.setdefault("scale_regularization", None)
@@ -372,11 +386,10 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
                 or biases.shape != factors.shape[:1]
                 or factors.dtype.kind != "f"
                 or biases.dtype.kind != "f"
-                or not (np.isfinite(factors).all() and np.isfinite(biases).all())
             ):
                 raise ModelFileError(f"{file}: the {side} factors are missing or inconsistent")
-            setattr(model, f"{side}_factors", factors.astype(model.dtype))
-            setattr(model, f"{side}_biases", biases.astype(model.dtype))
+            for name, array in ((f"{side}_factors", factors), (f"{side}_biases", biases)):
+                setattr(model, name, to_factors(array, model.dtype, f"{file}: {name}"))
         model._restore_ids(stored, file)
         mean = stored.get("global_mean", np.zeros(0))
         if mean.shape != () or mean.dtype.kind != "f" or not abs(mean) < np.finfo(model.dtype).max:
@@ -441,12 +454,14 @@ class ExplicitALS(HasParameters, HasIds, Recommends):
                 "factors or bias were changed by set_params after training; call fit again"
             )
 
-    def _set_factors(self, users: np.ndarray, items: np.ndarray) -> None:
-        self._trained = self.factors, self.bias
+    def _by_name(self, users: np.ndarray, items: np.ndarray) -> dict[str, Any]:
+        """Return what training found, as the attributes hold it."""
+        found: dict[str, Any] = {"_trained": (self.factors, self.bias)}
         for side, extended in (("user", users), ("item", items)):
             biases = extended[:, -1].copy() if self.bias else np.zeros(len(extended), self.dtype)
-            setattr(self, f"{side}_factors", np.ascontiguousarray(extended[:, : self.factors]))
-            setattr(self, f"{side}_biases", biases)
+            found[f"{side}_factors"] = np.ascontiguousarray(extended[:, : self.factors])
+            found[f"{side}_biases"] = biases
+        return found
 
     def _with_biases(self, factors: np.ndarray, biases: np.ndarray) -> np.ndarray:
         return np.column_stack([factors, biases]) if self.bias else factors

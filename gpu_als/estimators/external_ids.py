@@ -50,10 +50,10 @@ class HasIds:
         known = IdMap(self.item_ids, len(self.item_factors))
         return known.rows(ids, name="item ids", unknown=unknown)
 
-    def _take_ids(self, interactions: Any) -> None:
-        """Remember the ids of the training data; a plain matrix has none."""
-        self.user_ids = getattr(interactions, "user_ids", None)
-        self.item_ids = getattr(interactions, "item_ids", None)
+    @staticmethod
+    def _ids_of(interactions: Any) -> dict[str, Any]:
+        """Return the ids of the training data, to remember; a plain matrix has none."""
+        return {name: getattr(interactions, name, None) for name in ("user_ids", "item_ids")}
 
     def _ids_to_store(self) -> dict[str, np.ndarray]:
         """Return the arrays of ids that a model file needs."""

@@ -6,7 +6,8 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -15,12 +16,13 @@ from gpu_als.errors import BackendError
 from gpu_als.ranking.pairs import check_pairs, pair_scores
 from gpu_als.row_problem import Array
 
-__all__ = ["HasFactors", "HasSnapshots", "norms"]
+__all__ = ["HasFactors", "HasSnapshots", "norms", "of_one_moment"]
 
 _SMALLEST_NORM = 1e-10
 """What stands for a norm of zero, as in ``implicit``, so that one can divide by it."""
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class HasSnapshots:
@@ -40,6 +42,17 @@ class HasSnapshots:
         """Replace attributes at one blow."""
         # One call into C, so no other thread runs between two of them; likewise in a snapshot.
         vars(self).update(attributes)
+
+
+def of_one_moment(method: Callable[P, T]) -> Callable[P, T]:
+    """Run a method that only reads on a snapshot of its model."""
+
+    @wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        model: Any = args[0]
+        return method(model._snapshot(), *args[1:], **kwargs)  # type: ignore[arg-type]
+
+    return run
 
 
 class HasFactors(HasSnapshots):
@@ -115,6 +128,7 @@ class HasFactors(HasSnapshots):
         """
         return self._moved(use_gpu=True)
 
+    @of_one_moment
     def predict(self, users: Any, items: Any) -> np.ndarray:
         """Return the scores of (user, item) pairs.
 
@@ -195,7 +209,7 @@ class HasFactors(HasSnapshots):
         for name in ("_derived", "_writing"):
             del state[name]
         state["_factors"] = tuple(
-            None if factors is None else np.asarray(factors) for factors in self._factors
+            None if factors is None else np.asarray(factors) for factors in state["_factors"]
         )
         return state
 

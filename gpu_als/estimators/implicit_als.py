@@ -201,7 +201,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
 
         def keep() -> None:
-            self._place(*(side.copy() for side in model.factors))
+            self._place(*(side.copy() for side in model.factors), **self._ids_of(user_items))
 
         def watch(iteration: int, seconds: float, loss: float) -> None:
             assert callback is not None
@@ -226,13 +226,13 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         except KeyboardInterrupt:
             keep()
             raise
-        self._place(*model.factors)
+        self._place(*model.factors, **self._ids_of(user_items))
         self._derived.clear()
-        self._take_ids(user_items)
 
     def _checked(self) -> tuple[Any, Any]:
-        self._check_fitted()
-        return self._factors
+        model = self._snapshot()
+        model._check_fitted()
+        return model._factors
 
     def _get_backend(self) -> Backend:
         name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"

@@ -11,7 +11,7 @@ from gpu_als.backends.frame import Frame, make_frame
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.errors import InputError
-from gpu_als.estimators.factors import HasFactors
+from gpu_als.estimators.factors import HasFactors, of_one_moment
 from gpu_als.estimators.recommending import requested_rows
 from gpu_als.estimators.sides import fold_in
 from gpu_als.objectives import IALS, Implicit
@@ -35,6 +35,7 @@ class SolvesNewRows(HasFactors):
     def _objective(self) -> Implicit | IALS:
         raise NotImplementedError
 
+    @of_one_moment
     def recalculate_user(self, userid: Any, user_items: Any) -> np.ndarray:
         """Return user factors solved exactly from ``user_items``; nothing is stored.
 
@@ -51,6 +52,7 @@ class SolvesNewRows(HasFactors):
         solved = self._solve("users", user_items, np.size(userid))
         return solved[0] if np.ndim(userid) == 0 else solved
 
+    @of_one_moment
     def recalculate_item(self, itemid: Any, item_users: Any) -> np.ndarray:
         """Return item factors solved exactly from ``item_users``; nothing is stored.
 
@@ -67,6 +69,7 @@ class SolvesNewRows(HasFactors):
         solved = self._solve("items", item_users, np.size(itemid))
         return solved[0] if np.ndim(itemid) == 0 else solved
 
+    @of_one_moment
     def fold_in_users(self, user_items: Any) -> np.ndarray:
         """Return factors of users that were not trained on, exactly as a half-sweep would.
 
@@ -81,6 +84,7 @@ class SolvesNewRows(HasFactors):
         """
         return self._solve("users", user_items)
 
+    @of_one_moment
     def fold_in_items(self, item_users: Any) -> np.ndarray:
         """Return factors of items that were not trained on, exactly as a half-sweep would.
 

@@ -11,6 +11,8 @@ import scipy.sparse as sp
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.errors import InputError
+from gpu_als.estimators.external_ids import HasIds
+from gpu_als.estimators.factors import HasSnapshots, of_one_moment
 from gpu_als.estimators.params import check_integer
 from gpu_als.ranking.recommendation_file import recommendation_file
 from gpu_als.ranking.top_k import lowest_score, top_k
@@ -21,16 +23,8 @@ __all__ = ["Recommends", "best_rows", "requested_rows"]
 _USERS_AT_ONCE = 8192
 
 
-class Recommends:
+class Recommends(HasSnapshots, HasIds):
     """Mixin: recommendations by the inner products of rows that the estimator supplies."""
-
-    user_ids: np.ndarray | None
-    item_ids: np.ndarray | None
-    user_factors: Any
-    item_factors: Any
-
-    def _check_fitted(self) -> None:
-        raise NotImplementedError
 
     def _get_backend(self) -> Backend:
         raise NotImplementedError
@@ -48,6 +42,7 @@ class Recommends:
         """
         raise NotImplementedError
 
+    @of_one_moment
     def recommend(
         self,
         userid: Any,
@@ -120,6 +115,7 @@ class Recommends:
             found[low], scores[low] = -1, lowest_score(scores.dtype)
         return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
 
+    @of_one_moment
     def recommend_to_file(
         self,
         file: str | os.PathLike[str],

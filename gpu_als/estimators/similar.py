@@ -8,7 +8,7 @@ import numpy as np
 
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import check_index_array
-from gpu_als.estimators.factors import HasFactors, norms
+from gpu_als.estimators.factors import HasFactors, norms, of_one_moment
 from gpu_als.estimators.recommending import best_rows
 from gpu_als.row_problem import Array
 
@@ -25,6 +25,7 @@ class FindsSimilar(HasFactors):
         """Solve items from interactions."""
         raise NotImplementedError
 
+    @of_one_moment
     def similar_users(
         self, userid: Any, N: int = 10, filter_users: Any = None, users: Any = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -55,6 +56,7 @@ class FindsSimilar(HasFactors):
         names = "userid", "users", "filter_users"
         return self._similar("users", userid, N, filter_users, users, names)
 
+    @of_one_moment
     def similar_items(
         self,
         itemid: Any,

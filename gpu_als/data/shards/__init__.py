@@ -1,0 +1,6 @@
+"""Matrices on disk in shards, for data larger than memory."""
+
+from gpu_als.data.shards.conversion import append, convert
+from gpu_als.data.shards.reader import Shard, ShardedMatrix
+
+__all__ = ["Shard", "ShardedMatrix", "append", "convert"]

@@ -1,0 +1,66 @@
+"""The last stage of a conversion: sorts part after part in memory and writes the shards."""
+
+from __future__ import annotations
+
+import numpy as np
+from tqdm import tqdm
+
+from gpu_als.data.shards.journal import Journal
+from gpu_als.data.shards.numbering import Rows
+from gpu_als.data.shards.plan import shard_bounds
+from gpu_als.data.shards.read_stage import ENTRIES, load_rows
+from gpu_als.data.shards.records import SIDES
+from gpu_als.data.shards.sort_stage import all_parts, entries_at_once, runs_of
+from gpu_als.data.shards.task import Task
+from gpu_als.data.shards.values import Encoder
+from gpu_als.data.shards.writer import writing_side
+from gpu_als.errors import ReadError
+
+__all__ = ["build"]
+
+
+def build(task: Task, journal: Journal) -> None:
+    """Write the shards that are not there yet; the journal learns of each that is complete."""
+    (task.work / ENTRIES).unlink(missing_ok=True)  # the parts hold all of it
+    rows = load_rows(task)
+    encoder = Encoder(task.value_type, lossy=task.lossy, codes=journal.codes)
+    total = sum(int(rows[side].counts.sum()) for side in SIDES)
+    with tqdm(
+        total=total, desc="writing", unit="entries", unit_scale=True,
+        disable=not task.show_progress,
+    ) as bar:  # fmt: skip
+        for side in SIDES:
+            _build_side(task, journal, side, rows, encoder, bar)
+
+
+def _build_side(
+    task: Task, journal: Journal, side: str, rows: dict[str, Rows], encoder: Encoder, bar: tqdm
+) -> None:
+    parts, runs = all_parts(task, rows)[side], runs_of(task, journal)[side]
+    at_once = entries_at_once(task, rows) // 2
+    counts, n_columns = rows[side].counts, parts.n_columns
+    bounds = shard_bounds(counts, n_columns, task.value_type, task.shard_bytes)
+    with writing_side(
+        task.folder / side, task.generation, bounds, n_columns, encoder.encode,
+        journal.finished[side],
+    ) as writer:  # fmt: skip
+        first = len(parts.firsts) if writer.complete else parts.of_key(writer.first_key)
+        n_entries = journal.entries_of_parts[side]
+        bar.update(sum(n_entries[:first]))
+        for part in range(first, len(parts.firsts)):
+            if runs.n_entries(part) != n_entries[part]:
+                path = runs.path(part)
+                raise ReadError(f"{path}: is not as it was left; start the conversion afresh")
+            keys, values = runs.sorted(part, task.duplicates, at_once)
+            new = int(np.searchsorted(keys, writer.first_key))  # a killed run got beyond these
+            writer.add(keys[new:], values[new:])
+            bar.update(n_entries[part])
+            if len(writer.finished) > len(journal.finished[side]):
+                journal.finished[side] = list(writer.finished)
+                journal.codes = list(encoder.codes)
+                journal.save(task.work)
+                runs.remove(range(first, parts.of_key(writer.first_key)))
+    journal.finished[side] = writer.finished
+    journal.codes = encoder.codes
+    journal.save(task.work)
+    runs.remove(range(first, len(parts.firsts)))
