@@ -358,9 +358,9 @@ class ExplicitALS(HasParameters, Recommends):
         if str(stored.get("kind", "")) != _KIND:
             raise ModelFileError(f"{file}: no model of ExplicitALS")
         check_names(
-            stored,
-            needed=[f"param_{name}" for name in _NEEDED],
-            known=["kind", *_ARRAYS, *(f"param_{name}" for name in cls._parameters())],
+            [name.removeprefix("param_") for name in stored],
+            needed=_NEEDED,
+            known=["kind", *_ARRAYS, *cls._parameters()],
             where=str(file),
         )
         try:

@@ -19,7 +19,7 @@ from gpu_als.data.shards import ShardedMatrix, convert
 from gpu_als.errors import InputError, ReadError
 from shards.common import BY_HYPOTHESIS, SMALL, converted, cut_small, holds, stacked
 
-INTEGERS = st.integers(-3, 12)
+INTEGERS = st.integers(-3, 12) | st.sampled_from([2**62, 2**63 - 1, -(2**63)])
 ANY_ID = st.sampled_from(["7", "007", "a", "b c", 'q"u,o', "7.0", "ü", "-1"]) | INTEGERS
 STARS = st.integers(1, 10).map(lambda half: half / 2)
 ROWS = st.one_of(
@@ -79,6 +79,24 @@ def test_any_rows_in_any_order(
     assert holds(matrix, expected)
     matrix.verify(show_progress=False)
     assert sorted(os.listdir(folder / "m"))[-3:] == ["items", "manifest.json", "users"]
+
+
+@BY_HYPOTHESIS
+@given(
+    rows=ROWS.map(lambda rows: list({(str(row[0]), str(row[1])): row for row in rows}.values())),
+    value_type=st.sampled_from(["float32", "float16", "codes"]),
+    shard_bytes=st.integers(1, 300),
+)
+def test_without_duplicates_the_files_are_those_of_the_same_matrix_in_memory(
+    tmp_path_factory, rows, value_type, shard_bytes
+):
+    folder = tmp_path_factory.mktemp("same")
+    options = {"value_type": value_type, "shard_bytes": shard_bytes}
+    path = write_csv(folder / "r.csv", rows)
+    with cut_small():
+        matrix = converted(path, folder / "m", **options)
+    expected = ShardedMatrix.from_matrix(read_interactions(path), folder / "n", **options)
+    assert matrix.digest == expected.digest
 
 
 def test_it_is_what_reading_at_once_gives(tmp_path):

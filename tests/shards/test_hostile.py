@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als.data.shards import ShardedMatrix
+from gpu_als.data.shards import ShardedMatrix, reader
 from gpu_als.errors import ReadError
 from shards.common import BY_HYPOTHESIS, holds
 
@@ -96,7 +96,6 @@ HOSTILE = {
     "a size that is wrong": lambda b: shard(b)["data"].update(bytes=5),
     "a size that is a text": lambda b: shard(b)["data"].update(bytes="4"),
     "a size beyond 64 bits": lambda b: shard(b)["data"].update(bytes=10**30),
-    "a file named twice": lambda b: shard(b).update(data=shard(b, number=1)["data"]),
     "a file that is not there": lambda b: shard(b)["data"].update(name="0-000009.data"),
     "a file of the other side": lambda b: shard(b)["data"].update(name="../items/0-000000.data"),
     "a file elsewhere": lambda b: shard(b)["data"].update(name="/etc/passwd"),
@@ -193,8 +192,15 @@ def test_files_that_change_later_are_refused_when_they_are_mapped(folder):
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
 @pytest.mark.parametrize("name", FILES)
 def test_links_are_not_followed(folder, tmp_path, name):
-    (folder / name).rename(tmp_path / "elsewhere")
-    (folder / name).symlink_to(tmp_path / "elsewhere")
+    path = folder / name
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ReadError, match="where the manifest says a file"):
+        ShardedMatrix.open(folder)
+    path.unlink()
+    size = (tmp_path / "elsewhere").stat().st_size
+    path.symlink_to("x" * size)  # so a link has the right size itself
+    (tmp_path / "elsewhere").rename(path.parent / ("x" * size))
     with pytest.raises(ReadError, match="where the manifest says a file"):
         ShardedMatrix.open(folder)
 
@@ -238,6 +244,27 @@ def test_arrays_that_make_no_matrix_are_refused_when_they_are_loaded(folder, nam
     for _ in range(2):
         with pytest.raises(ReadError, match=r"this shard is damaged .*; convert the data again"):
             matrix.users[0].load()
+
+
+def test_a_shard_is_checked_only_the_first_time(folder, monkeypatch):
+    shard = ShardedMatrix.open(folder).users[0]
+    expected = shard.load()[2]
+    monkeypatch.setattr(reader, "as_csr", None)
+    assert (shard.load()[2] != expected).nnz == 0
+
+
+def test_shards_that_overlap_are_refused_even_if_their_files_do_too(folder):
+    """The second one has row 2 alone; here it claims row 1 besides, with as many bytes."""
+    longer = np.array([0, 0, 1], "<i8")
+    longer.tofile(folder / "users" / "0-000001.indptr")
+
+    def claim(body):
+        shard(body, number=1).update(start=1)
+        shard(body, number=1)["indptr"].update(bytes=longer.nbytes)
+
+    rewrite(folder, claim)
+    with pytest.raises(ReadError, match="the shards of users do not cover rows 0 to 2"):
+        ShardedMatrix.open(folder)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):

@@ -61,6 +61,15 @@ def test_more_cells_than_64_bits_number_are_refused():
     assert Parts.of(np.ones(7, np.int64), 2**60, 100).n_columns == 2**60
 
 
+@pytest.mark.parametrize("last", [7, 2**62])
+def test_the_order_of_the_input_decides_which_value_is_the_last(last):
+    keys = np.random.default_rng(62).choice([0, 1, 2, last], 5000)
+    values = np.arange(5000.0)
+    found = combine(keys, values, "last")
+    assert found[0].tolist() == [0, 1, 2, last]
+    assert found[1].tolist() == [values[keys == key].max() for key in (0, 1, 2, last)]
+
+
 KEYS = st.lists(st.integers(0, 30) | st.integers(0, 2**62), max_size=60)
 
 

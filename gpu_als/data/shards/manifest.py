@@ -155,9 +155,6 @@ class Manifest:
 
     def _check(self) -> None:
         """Compare row ranges, sizes and dtypes with each other."""
-        names = [name for name, _ in self.files()]
-        if len(set(names)) < len(names):
-            raise ValueError("two files have the same name")
         value_bytes = VALUE_DTYPES[self.value_type].itemsize
         for side, n_rows, n_columns in zip(SIDES, self.shape, self.shape[::-1], strict=True):
             shards, ids = self.shards[side], self.ids[side]
