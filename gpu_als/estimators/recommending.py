@@ -20,7 +20,7 @@ from gpu_als.row_problem import Array
 
 __all__ = ["Recommends", "best_rows", "requested_rows"]
 
-_USERS_AT_ONCE = 8192
+_USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
 
 
 class Recommends(HasSnapshots, HasIds):
@@ -171,8 +171,9 @@ class Recommends(HasSnapshots, HasIds):
             ids=(self.user_ids, self.item_ids),
             show_progress=show_progress,
         ) as write:
-            for start in range(0, len(users), _USERS_AT_ONCE):
-                part = slice(start, start + _USERS_AT_ONCE)
+            height = max(1, min(_USERS_AT_ONCE, _PLACES_AT_ONCE // n_best))
+            for start in range(0, len(users), height):
+                part = slice(start, start + height)
                 found = self.recommend(
                     users[part],
                     None if liked is None else liked[part],
