@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from typing import Any
 
@@ -128,7 +129,10 @@ def _size(text: str) -> int:
     """Return the bytes that a number with a unit says."""
     number = text.upper().removesuffix("B").removesuffix("I")
     unit = number[-1:] if number[-1:] in _UNITS else ""
-    return int(float(number.removesuffix(unit)) * _UNITS[unit])
+    size = float(number.removesuffix(unit)) * _UNITS[unit]
+    if not math.isfinite(size):
+        raise ValueError
+    return int(size)
 
 
 _size.__name__ = "size"  # what argparse says it expected

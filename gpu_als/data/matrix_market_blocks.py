@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -69,7 +70,7 @@ def _head(path: Path) -> tuple[tuple[int, int], int, str, str]:
         pass  # SciPy's messages for files it cannot open vary
     try:
         rows, columns, entries, layout, field, symmetry = scipy.io.mminfo(path)
-    except (ValueError, OverflowError, TypeError, EOFError, OSError) as error:
+    except (ValueError, OverflowError, TypeError, EOFError, OSError, zlib.error) as error:
         raise ReadError(f"{path}: not a Matrix Market file ({error}); write it again") from error
     if layout != "coordinate" or field not in _FIELDS or symmetry not in _SIGN:
         raise ReadError(

@@ -69,7 +69,9 @@ def read_parquet_blocks(
                     size * done // total,
                     Triples(arrays["user"], arrays["item"], arrays.get("rating")),
                 )
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; damaged pages are OSErrors without a number
         raise ReadError(f"{path}: not a sound Parquet file ({error}); write it again") from error
 
 

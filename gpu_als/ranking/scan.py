@@ -18,6 +18,8 @@ items, NaN, minus infinity) is never taken for one of the best.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpu_als.backends.ops import Backend
@@ -26,6 +28,9 @@ from gpu_als.ranking.tiles import cut
 from gpu_als.row_problem import Array
 
 __all__ = ["scan"]
+
+_MOST_LEADERS = 64
+"""Tiles whose maxima of groups are held, at most, before the floor is raised."""
 
 
 def scan(
@@ -72,8 +77,9 @@ def scan(
         return maxima, maxima.reshape(-1, group, n_users).max(axis=1)
 
     candidates = Candidates(xp, n_users, n_best)
-    leaders = xp.full((n_best, n_users), lowest, users.dtype)  # the largest maxima of groups
-    floor = leaders[0]
+    leaders = [xp.full((n_best, n_users), lowest, users.dtype)]  # the largest maxima of groups
+    floor = leaders[0][0]
+    n_above = 0
     for first in range(0, n_items, width):
         last = min(first + width, n_items)
         xp.matmul(items[first:last], users.T, out=tile[: last - first])
@@ -90,14 +96,23 @@ def scan(
             maxima, leading = largest()
 
         wanted = maxima > floor
-        # To raise the floor costs as much as to copy two strips of each user, and spares copies.
-        if last == n_items or xp.count_nonzero(leading > floor) > 2 * n_users:
-            leaders = xp.concatenate([leaders, leading])
-            leaders = xp.partition(leaders, len(leading), axis=0)[len(leading) :]
-            floor = leaders[0]
+        leaders.append(leading)
+        n_above += xp.count_nonzero(leading > floor)
+        # To raise the floor costs as much as to copy two strips of each user.
+        if n_above > 2 * n_users or len(leaders) == _MOST_LEADERS or last == n_items:
+            leaders = [_largest(xp, leaders, n_best)]
+            floor = leaders[0][0]
+            n_above = 0
             wanted &= maxima >= floor
         candidates.add(tile.reshape(-1, length, n_users), first, maxima, wanted, floor)
     return candidates.best(xp.maximum(floor, np.nextafter(lowest, users.dtype.type(0))))
+
+
+def _largest(xp: Any, arrays: list[Array], count: int) -> Array:
+    """Return the largest of each column of some arrays, the smallest of them first."""
+    columns = xp.concatenate(arrays)
+    begin = len(columns) - count
+    return xp.partition(columns, begin, axis=0)[begin:]
 
 
 def _between(numbers: np.ndarray, first: int, last: int) -> np.ndarray:

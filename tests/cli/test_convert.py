@@ -79,6 +79,7 @@ def test_several_files_and_options_between_them(files, tmp_path, capsys):
         (["missing.csv", "m"], "missing.csv: No such file"),
         (["a.csv", "m", "--memory", "64M"], "memory: found 67108864 bytes; pass at least 128 MiB"),
         (["a.csv", "m", "--memory", "2X"], "argument --memory: invalid size value: '2X'"),
+        (["a.csv", "m", "--memory", "inf"], "argument --memory: invalid size value: 'inf'"),
         (["a.csv", "m", "--shard-size", "M"], "argument --shard-size: invalid size value: 'M'"),
         (["a.csv", "m", "--shard-size", "0"], "shard_bytes: found 0"),
         (["a.csv", "m", "--value-type", "int8"], "invalid choice: 'int8'"),

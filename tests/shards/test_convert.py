@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import re
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -235,6 +236,37 @@ def test_parquet(tmp_path, kind, index):
     assert not stacked(other.users).data.any()
 
 
+@pytest.mark.parametrize("name", ["r.npz", "csrFalse.npz"])
+def test_checksums_of_archives_are_compared(tmp_path, name):
+    content = bytearray({**WITH_IDS, **WITHOUT_IDS}[name])
+    place = content.index(np.array([1.5]).tobytes())
+    content[place : place + 8] = np.array([2.5]).tobytes()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReadError, match=re.escape(name) + ": .*Bad CRC-32"):
+        converted(tmp_path / name, tmp_path / "m")
+
+
+def test_an_array_longer_than_its_header_says_is_refused(tmp_path):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as out:
+        for name, extra in (("user", b""), ("item", b"\0" * 8)):
+            out.writestr(f"{name}.npy", as_bytes(np.save, np.arange(3)) + extra)
+    (tmp_path / "r.npz").write_bytes(archive.getvalue())
+    with pytest.raises(ReadError, match=r"'item' claims shape \(3,\) of int64 but holds 32 bytes"):
+        converted(tmp_path / "r.npz", tmp_path / "m")
+
+
+def test_a_damaged_page_of_parquet_is_not_an_error_of_the_disk(tmp_path):
+    pytest.importorskip("pyarrow", reason="reading Parquet needs pyarrow")
+    path = tmp_path / "r.parquet"
+    frame = pd.DataFrame({"user": range(500), "item": range(500)})
+    frame.to_parquet(path, compression="gzip")
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes(50) + content[150:])
+    with pytest.raises(ReadError, match=r"r\.parquet: not a sound Parquet file"):
+        converted(path, tmp_path / "m", memory=SMALL + (96 << 20))
+
+
 def test_symmetric_matrix_market_files_stand_for_both_halves(tmp_path):
     for symmetry, sign in (("symmetric", 1), ("skew-symmetric", -1)):
         lower = sp.csr_matrix(np.array([[0, 0, 0], [1, 0, 0], [2, 5, 0]]))
@@ -334,6 +366,10 @@ BAD_FILES = {
     "k.npz": (as_bytes(np.savez, format="coo", shape=(2, 2), row=[0], col=[0]), "it has no 'data'"),
     "h.mtx": (b"1 1 1\n", "not a Matrix Market file"),
     "a.mtx": (as_bytes(scipy.io.mmwrite, np.eye(2)), "cannot read array matrices"),
+    "g.mtx.gz": (
+        gzip.compress(WITHOUT_IDS["m.mtx"])[:20] + b"\xff" * 30,
+        "not a Matrix Market file",
+    ),
     "c.mtx": (as_bytes(scipy.io.mmwrite, MATRIX * 1j), "that are complex"),
     "r.mtx": (
         b"%%MatrixMarket matrix coordinate real general\n2 2 1\n3 1 1.0\n",

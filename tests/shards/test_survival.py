@@ -366,19 +366,25 @@ def test_two_processes_do_not_write_to_one_folder(ratings, tmp_path):
     converted(ratings, folder, **OPTIONS)
 
 
-def test_files_are_on_disk_before_the_manifest_is(ratings, tmp_path, monkeypatch):
-    synced, present = [], []
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks up names as Linux has them")
+def test_what_a_step_rests_on_is_on_disk_before_it(ratings, tmp_path, monkeypatch):
+    """So that a power cut finds no journal and no manifest that promise what is not there."""
+    synced = []
 
     def fsync(descriptor):
-        path = os.readlink(f"/proc/self/fd/{descriptor}") if os.path.isdir("/proc/self/fd") else ""
-        synced.append(re.sub(r"/\.([^/]+)\.[0-9a-f]{16}\.tmp$", r"/\1", path))
-        if path.endswith("manifest.json") or "manifest.json." in path:
-            present.extend(synced)
+        path = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path / "m")
+        synced.append(re.sub(r"(^|/)\.([^/]+)\.[0-9a-f]{16}\.tmp$", r"\1\2", path))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    matrix = converted(ratings, tmp_path / "m", **OPTIONS)
-    if not os.path.isdir("/proc/self/fd"):
-        pytest.skip("cannot tell the names of open files here")
-    wanted = {str(tmp_path / "m" / name) for name in matrix.manifest.names()}
-    assert wanted <= set(present)
-    assert {str(tmp_path / "m" / side) for side in ("users", "items")} <= set(present)
+    with cut_small():
+        matrix = converted(ratings, tmp_path / "m", **OPTIONS)
+    first_journal, second_journal, *_ = (
+        place for place, name in enumerate(synced) if name == "unfinished/journal.json"
+    )
+    manifest = synced.index("manifest.json")
+    after_reading, after_sorting = synced[:first_journal], synced[first_journal:second_journal]
+    assert {"unfinished/entries", "unfinished/users.npz", "0-users.int64"} <= {*after_reading}
+    runs = [name for name in after_sorting if name.endswith(".run")]
+    assert {name.split("-")[0] for name in runs} == {"unfinished/users", "unfinished/items"}
+    assert len(runs) > 10
+    assert matrix.manifest.names() | {"users", "items"} <= {*synced[:manifest]}
