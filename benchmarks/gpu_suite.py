@@ -68,7 +68,7 @@ from gpu_als.backends.frame import make_frame
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import BackendError
 from gpu_als.row_problem import SparseRows
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"

@@ -16,7 +16,7 @@ from gpu_shapes import MEAN_VALUE, SHAPES, Matrix, Shape
 from gpu_als.objectives import IALS, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 QUICK_DIVISOR = 20
 SMALL = Shape(3_000, 1_200, 180_000, 30)

@@ -22,6 +22,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.data.packing import Packing
+from gpu_als.errors import InputError
 
 __all__ = ["RowProblem", "SparseRows", "WeighEntries"]
 
@@ -69,6 +70,11 @@ class SparseRows:
             matrix.indptr.astype(np.int64), matrix.indices, matrix.data, weights, matrix.shape[1]
         )
 
+    def to_csr(self) -> sp.csr_matrix:
+        """Return the entries as a SciPy matrix that shares their arrays, without the weights."""
+        arrays = self.values, self.indices, self.indptr
+        return sp.csr_matrix(arrays, shape=(self.n_rows, self.n_fixed), copy=False)
+
 
 @dataclass(frozen=True)
 class RowProblem:
@@ -109,3 +115,17 @@ class RowProblem:
     def with_offset(self, offset: Array | None) -> RowProblem:
         """Return the same problem with other biases on the fixed side."""
         return replace(self, offset=offset)
+
+    def check_scale(self, dtype: np.dtype) -> None:
+        """Refuse ridges and bases that the factors' dtype cannot hold."""
+        limit = float(np.sqrt(np.finfo(dtype).max))
+        if not float(np.max(self.ridge)) <= limit:
+            raise InputError(
+                f"regularization, scaled to rows, exceeds {limit:.0e}, what {dtype} can work with; "
+                "lower it (or its exponent) or pass dtype=numpy.float64"
+            )
+        if self.base_weight and not 1 / limit <= self.base_weight <= limit:
+            raise InputError(
+                f"unobserved_weight {self.base_weight:g} is beyond what {dtype} can work with; "
+                f"keep it between {1 / limit:.0e} and {limit:.0e}"
+            )

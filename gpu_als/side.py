@@ -16,7 +16,7 @@ import numpy as np
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import RowProblem, SparseRows
 
-__all__ = ["Side", "WholeRows"]
+__all__ = ["Rows", "Side", "WholeRows", "cut_rows"]
 
 
 class Rows(Protocol):
@@ -35,13 +35,8 @@ class Rows(Protocol):
         """Return the same rows in parts of at most ``most_bytes``, or of one row."""
         ...
 
-    @property
-    def entries(self) -> int:
-        """Number of entries."""
-        ...
-
-    def longest(self) -> int:
-        """Return the number of entries of the longest row."""
+    def counts(self) -> np.ndarray:
+        """Return the number of entries of each row, int64, shape (n_rows,)."""
         ...
 
 
@@ -78,31 +73,36 @@ class WholeRows:
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> WholeRows:
         """See :class:`Rows`."""
-        ends = self._ends()
-        before = ends * entry_bytes + np.arange(len(ends)) * row_bytes
-        return replace(self, bounds=_cut(before, most_bytes))
+        return replace(self, bounds=cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes))
 
-    @property
-    def entries(self) -> int:
+    def counts(self) -> np.ndarray:
         """See :class:`Rows`."""
-        return int(self._ends()[-1])
-
-    def longest(self) -> int:
-        """See :class:`Rows`."""
-        return int(np.diff(self._ends()).max(initial=0))
-
-    def _ends(self) -> np.ndarray:
         if isinstance(self.rows, np.ndarray):
-            return np.arange(len(self.rows) + 1) * self.rows.shape[1]
-        ends: np.ndarray = self.rows.indptr
-        return ends
+            return np.full(len(self.rows), self.rows.shape[1])
+        counts: np.ndarray = np.diff(self.rows.indptr)
+        return counts
 
 
-def _cut(before: np.ndarray, most: int) -> tuple[int, ...]:
-    """Cut into runs of at most ``most``, or of one; ``before[i]`` is the sum before number i."""
+def cut_rows(
+    counts: np.ndarray, most_bytes: int, entry_bytes: int, row_bytes: int
+) -> tuple[int, ...]:
+    """Cut rows into runs of at most so many bytes, or of one row.
+
+    Parameters
+    ----------
+    counts : int64 array, shape (n_rows,)
+        Entries of each row.
+    most_bytes, entry_bytes, row_bytes : int
+
+    Returns
+    -------
+    tuple of int
+        The first row of each run, and the number of rows.
+    """
+    before = np.append(0, np.cumsum(counts * entry_bytes + row_bytes))
     bounds = [0]
-    while bounds[-1] < len(before) - 1:
-        stop = int(np.searchsorted(before, before[bounds[-1]] + most, side="right")) - 1
+    while bounds[-1] < len(counts):
+        stop = int(np.searchsorted(before, before[bounds[-1]] + most_bytes, side="right")) - 1
         bounds.append(max(stop, bounds[-1] + 1))
     return tuple(bounds)
 

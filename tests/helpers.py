@@ -18,7 +18,7 @@ from gpu_als import objectives
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.numpy.reference import objective_value, row_system
 from gpu_als.row_problem import SparseRows
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 ALPHA = 2.0
 MEAN = 1.25

@@ -32,7 +32,7 @@ from gpu_als.checkpoint import Saved
 from gpu_als.data import atomic
 from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.errors import CheckpointError, InputError
-from gpu_als.estimators.resuming import fingerprint
+from gpu_als.training_data import fingerprint
 
 N_USERS, N_ITEMS, ITERATIONS = 40, 30, 8
 RATINGS = random_ratings(N_USERS, N_ITEMS, 0.3, 11)

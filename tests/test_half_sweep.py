@@ -17,7 +17,7 @@ from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.objectives import Explicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 _ERROR = {Cholesky: 16, NonNegative: 16, ConjugateGradient: 256}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])

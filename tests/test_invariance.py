@@ -12,7 +12,7 @@ from gpu_als.data.packing import pack_rows, row_elements
 from gpu_als.objectives import IALS, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 OBJECTIVES = {
     "explicit": Explicit(0.7, count_scaled=False, mean=0.5),

@@ -32,7 +32,7 @@ from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.objectives import Explicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 pytestmark = NEEDS_COMPILER
 

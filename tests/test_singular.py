@@ -16,7 +16,7 @@ from gpu_als.errors import SingularRowsWarning
 from gpu_als.objectives import IALS, Dense, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
 EXACT = pytest.mark.parametrize("solver", [Cholesky(), NonNegative()], ids=["chol", "nnls"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 
 import gpu_als
-from gpu_als import training
+from gpu_als import engine
 from gpu_als.backends.ahead import one_ahead
 from gpu_als.errors import BackendError
 from gpu_als.memory_plan import FitShape, plan_device
@@ -34,9 +34,9 @@ def cut_always(monkeypatch, most_bytes):
         users, items = (side.cut(most_bytes, 12, 40) for side in sides)
         assert users.n_parts > 3
         assert items.n_parts > 3
-        return users, items
+        return (users, items), False
 
-    monkeypatch.setattr(training, "_cut_to_fit", cut)
+    monkeypatch.setattr(engine, "_fit_to_device", cut)
 
 
 IMPLICIT = {
@@ -110,7 +110,9 @@ def test_a_dense_matrix_is_streamed(monkeypatch):
     options = {"regularization": 0.1, "iterations": 4, "random_state": 3, "tol": None}
     resident = gpu_als.factorize(matrix, 4, **options)
     monkeypatch.setattr(
-        training, "_cut_to_fit", lambda backend, sides, *_: [side.cut(1000, 8, 8) for side in sides]
+        engine,
+        "_fit_to_device",
+        lambda backend, sides, *_: ([side.cut(1000, 8, 8) for side in sides], False),
     )
     streamed = gpu_als.factorize(matrix, 4, **options)
     for one, other in zip(streamed[:2], resident[:2], strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.ops import Backend
 from gpu_als.errors import BackendError, InputError
 
-__all__ = ["Backend", "cuda_is_usable", "get_backend"]
+__all__ = ["Backend", "BackendChoice", "cuda_is_usable", "get_backend"]
 
 
 PRECISIONS = ("float32", "tf32x3", "float16")
@@ -51,6 +51,21 @@ def get_backend(
     if backend == "cupy" or (backend == "auto" and cuda_is_usable()):
         return _cupy_backend(precision)
     return _numpy_backend(int(num_threads))
+
+
+class BackendChoice(NamedTuple):
+    """Which backend a fit uses: the arguments of :func:`get_backend`, not yet tried.
+
+    It can be sent to the process in which the backend is to work.
+    """
+
+    backend: str = "auto"
+    num_threads: int = 0
+    precision: str = "float32"
+
+    def get(self) -> Backend:
+        """Return the backend."""
+        return get_backend(self.backend, num_threads=self.num_threads, precision=self.precision)
 
 
 def cuda_is_usable() -> bool:

@@ -75,7 +75,7 @@ def as_csr(
     return _cast(csr, target, name)
 
 
-def check_magnitude(matrix: sp.csr_matrix, *, dtype: Any, name: str) -> None:
+def check_magnitude(matrix: sp.csr_matrix, *, dtype: Any, name: str, first_row: int = 0) -> None:
     """Refuse values whose squares would leave the range of ``dtype``.
 
     Parameters
@@ -86,6 +86,8 @@ def check_magnitude(matrix: sp.csr_matrix, *, dtype: Any, name: str) -> None:
         Type the training computes in. The limits are 1e12 and 1e100.
     name : str
         What the caller calls this argument; used in the message.
+    first_row : int
+        The number of the matrix's first row, where it is a part of another.
 
     Raises
     ------
@@ -97,7 +99,8 @@ def check_magnitude(matrix: sp.csr_matrix, *, dtype: Any, name: str) -> None:
     lowest, highest = _extremes(matrix.data)
     if max(-lowest, highest) <= limit:
         return
-    too_large = _describe(matrix, np.abs(matrix.data) > limit, f"above {limit:g} in magnitude")
+    bad = np.abs(matrix.data) > limit
+    too_large = _describe(matrix, bad, f"above {limit:g} in magnitude", first_row)
     remedy = "rescale the ratings"
     if target == np.float32:
         remedy += " or pass dtype=numpy.float64"
@@ -303,11 +306,11 @@ def _cast(csr: sp.csr_matrix, target: np.dtype, name: str) -> sp.csr_matrix:
     return sp.csr_matrix((data, csr.indices, csr.indptr), shape=csr.shape, copy=False)
 
 
-def _describe(csr: sp.csr_matrix, bad: np.ndarray, what: str) -> str:
+def _describe(csr: sp.csr_matrix, bad: np.ndarray, what: str, first_row: int = 0) -> str:
     """Say how many stored values ``bad`` marks, and where the first one is."""
     first = int(np.argmax(bad))
     row = int(np.searchsorted(csr.indptr, first, side="right")) - 1
     return (
         f"found {np.count_nonzero(bad)} value(s) {what}, the first ({csr.data[first]:g}) "
-        f"at (row, column) ({row}, {csr.indices[first]})"
+        f"at (row, column) ({first_row + row}, {csr.indices[first]})"
     )

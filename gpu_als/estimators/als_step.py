@@ -14,7 +14,7 @@ from gpu_als.estimators.params import check_integer, check_nonnegative
 from gpu_als.objectives import Explicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
 __all__ = ["als_step"]
 

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import get_backend
+from gpu_als.backends import BackendChoice
 from gpu_als.data.matrix import check_magnitude, to_host
 from gpu_als.data.splits import check_random_state
+from gpu_als.engine import Engine, LocalEngine, Model
 from gpu_als.errors import InputError
 from gpu_als.estimators.params import check_dtype, check_flag, check_integer, check_pair
-from gpu_als.estimators.sides import both_sides
 from gpu_als.objectives import Dense, Explicit
 from gpu_als.report import FitReport
-from gpu_als.side import Side, WholeRows
+from gpu_als.side import WholeRows
 from gpu_als.solvers import NonNegative, as_solver
-from gpu_als.training import Model, Schedule, train
+from gpu_als.training import Schedule, train
+from gpu_als.training_data import InMemory
 
 __all__ = ["factorize", "loss_and_gradient"]
 
@@ -100,25 +101,22 @@ def factorize(
     if nonnegative:
         start = [np.abs(side) for side in start]
     model = Model(*(side.astype(matrix.dtype) for side in start))
-    device = get_backend(backend, num_threads=num_threads)
+    choice = BackendChoice(backend, num_threads)
     if observed.all():
         objective: Dense | Explicit = Dense(penalties)
-        users, items = (
-            Side(name, objective, WholeRows.of(rows), k, device.batch_elements)
-            for name, rows in (("users", matrix), ("items", np.ascontiguousarray(matrix.T)))
-        )
+        both = WholeRows.of(matrix), WholeRows.of(np.ascontiguousarray(matrix.T))
+        engine: Engine = LocalEngine.of(both, objective, k, choice)
     else:
         objective = Explicit(penalties, count_scaled=False)
         entries = sp.csr_matrix(
             (matrix[observed], np.nonzero(observed)[1], np.append(0, observed.sum(1).cumsum())),
             shape=matrix.shape,
         )
-        users, items = both_sides(objective, entries, None, k, device)
-    report = FitReport(device.device, entries=int(observed.sum()))
+        engine = InMemory(entries).engine(objective, k, choice)
+    report = FitReport(engine.device, entries=int(observed.sum()))
     how = NonNegative() if nonnegative else as_solver(solver)
     train(
-        device,
-        (users, items),
+        engine,
         (how, how),
         model,
         Schedule(check_integer(iterations, name="iterations", at_least=0), tol),
@@ -127,7 +125,7 @@ def factorize(
         callback=callback,
         progress=show_progress,
     )
-    w, z = (device.to_host(side) for side in model.factors)
+    w, z = map(choice.get().to_host, model.factors)
     return w, z, report
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import Backend, get_backend
+from gpu_als.backends import Backend, BackendChoice
 from gpu_als.data.interactions import Interactions
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
 from gpu_als.data.splits import check_random_state
+from gpu_als.engine import Model
 from gpu_als.errors import InputError, ModelFileError
 from gpu_als.estimators.factors import of_one_moment
 from gpu_als.estimators.params import (
@@ -26,14 +28,15 @@ from gpu_als.estimators.params import (
 )
 from gpu_als.estimators.recommending import Recommends, requested_rows
 from gpu_als.estimators.resuming import begin
-from gpu_als.estimators.sides import aligned_weights, both_sides, fold_in
+from gpu_als.estimators.sides import aligned_weights, fold_in, weighted_sum
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
 from gpu_als.ranking.pairs import check_pairs, pair_scores
 from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, SparseRows
 from gpu_als.solvers import NonNegative, Solver, as_solver
-from gpu_als.training import Model, Schedule, train
+from gpu_als.training import Schedule, train
+from gpu_als.training_data import InMemory, TrainingData, as_training_data, fingerprint
 
 __all__ = ["ExplicitALS"]
 
@@ -169,7 +172,7 @@ class ExplicitALS(HasParameters, Recommends):
 
         Parameters
         ----------
-        ratings : sparse matrix, array or Interactions, shape (n_users, n_items)
+        ratings : sparse matrix, array, Interactions or ShardedMatrix, shape (n_users, n_items)
             Stored entries are ratings, stored zeros too; in a dense array zero means "missing".
         sample_weight : optional
             Weight of each rating: a sparse matrix with the same stored entries, a dense array of
@@ -204,43 +207,47 @@ class ExplicitALS(HasParameters, Recommends):
             The saved state is damaged, or of a fit with other parameters or data, or of more
             iterations.
         """
-        matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
-        check_magnitude(matrix, dtype=self.dtype, name="ratings")
+        data = as_training_data(ratings, name="ratings", dtype=self.dtype)
         weights = None
         if sample_weight is not None:
-            matrix, weights = aligned_weights(ratings, sample_weight, matrix)
-        mean = 0.0
-        if self.bias and matrix.nnz:
-            # float64 weights: np.average adds in the type of its arguments
-            wide = None if weights is None else weights.astype(np.float64)
-            mean = float(np.average(matrix.data.astype(np.float64), weights=wide))
-        backend = self._get_backend()
-        sides = both_sides(self._objective(mean), matrix, weights, self._width, backend)
+            if not isinstance(data, InMemory):
+                raise InputError(
+                    "sample_weight goes with ratings in memory; leave it None, or pass a matrix"
+                )
+            data = InMemory(*aligned_weights(ratings, sample_weight, data.matrix), source=ratings)
+            weights = data.weights
+
+        def look(first_row: int, rows: SparseRows) -> tuple[float, float]:
+            check_magnitude(rows.to_csr(), dtype=self.dtype, name="ratings", first_row=first_row)
+            return weighted_sum(rows.values, rows.weights)
+
+        total, weight = map(sum, zip(*data.each(look), strict=True))
+        mean = total / weight if self.bias and weight else 0.0
+        engine = data.engine(self._objective(mean), self._width, self._backend_choice())
         held_out, validate = None, None
         if validation is not None:
-            held_out = _triples(validation, ratings, matrix.shape)
+            held_out = _triples(validation, ratings, data.shape)
             validate = self._validator(*held_out, mean)
         start = begin(
             checkpoint,
             resume,
-            FitReport(backend.device, entries=matrix.nnz),
+            FitReport(engine.device, entries=data.nnz),
             {"model": "explicit", **self.get_params()},
             {
-                "ratings": (matrix.indptr, matrix.indices, matrix.data),
-                "sample_weight": (weights,),
-                "validation": held_out or (),
+                "ratings": data.fingerprint,
+                "sample_weight": partial(fingerprint, weights),
+                "validation": partial(fingerprint, *(held_out or ())),
             },
-            tuple((size, self._width) for size in matrix.shape),
+            tuple((size, self._width) for size in data.shape),
             bias=self.bias,
         )
-        model = start.model or self._start(matrix)
+        model = start.model or self._start(data)
         self.report_ = start.report
         schedule = Schedule(self.iterations, self.tol, self.patience)
         if self.patience is not None and validate is None:
             raise InputError("patience needs a validation set; pass fit(..., validation=...)")
         train(
-            backend,
-            sides,
+            engine,
             (self._solver("users"), self._solver("items")),
             model,
             schedule,
@@ -251,11 +258,8 @@ class ExplicitALS(HasParameters, Recommends):
             best=start.best,
             checkpoints=start.checkpoints,
         )
-        self._publish(
-            **self._by_name(*(backend.to_host(side) for side in model.factors)),
-            global_mean=mean,
-            **self._ids_of(ratings),
-        )
+        users, items = map(self._get_backend().to_host, model.factors)
+        self._publish(**self._by_name(users, items), global_mean=mean, **self._ids_of(data))
         return self
 
     @of_one_moment
@@ -403,8 +407,11 @@ class ExplicitALS(HasParameters, Recommends):
         """Columns of the factor matrices in training: the bias is one more factor."""
         return self.factors + self.bias
 
+    def _backend_choice(self) -> BackendChoice:
+        return BackendChoice(self.backend, self.num_threads, self.precision)
+
     def _get_backend(self) -> Backend:
-        return get_backend(self.backend, num_threads=self.num_threads, precision=self.precision)
+        return self._backend_choice().get()
 
     def _objective(self, mean: float) -> Explicit:
         pair = self.regularization
@@ -431,19 +438,19 @@ class ExplicitALS(HasParameters, Recommends):
             return NonNegative(free_columns=int(self.bias))
         return as_solver(self.solver)
 
-    def _start(self, matrix: sp.csr_matrix) -> Model:
+    def _start(self, data: TrainingData) -> Model:
         """Draw initial factors; rows without ratings start, and stay, at zero."""
         rng = check_random_state(self.random_state)
         sides = []
-        for side, size in zip(_SIDES, matrix.shape, strict=True):
+        for side, size in zip(_SIDES, data.shape, strict=True):
             factors = rng.standard_normal((size, self._width)) * (0.1 / np.sqrt(self.factors))
             if self.nonnegative is True or self.nonnegative == side:
                 factors = np.abs(factors)
             if self.bias:
                 factors[:, -1] = 0
             sides.append(factors.astype(self.dtype))
-        sides[0][np.diff(matrix.indptr) == 0] = 0
-        sides[1][np.bincount(matrix.indices, minlength=matrix.shape[1]) == 0] = 0
+        for factors, counts in zip(sides, data.counts(), strict=True):
+            factors[counts == 0] = 0
         return Model(sides[0], sides[1], self.bias)
 
     def _check_unchanged(self) -> None:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import get_backend
+from gpu_als.backends import BackendChoice
 from gpu_als.backends.ops import Backend
-from gpu_als.data.matrix import as_csr
 from gpu_als.data.splits import check_random_state
+from gpu_als.engine import Model
 from gpu_als.errors import InputError, ParameterWarning
 from gpu_als.estimators.explain import Explains
 from gpu_als.estimators.had_before import HadBefore
 from gpu_als.estimators.implicit_file import StoredAsNpz
-from gpu_als.estimators.implicit_loss import loss_scale
+from gpu_als.estimators.implicit_loss import loss_scale, sum_of_magnitudes
 from gpu_als.estimators.new_rows import SolvesNewRows, check_confidences
 from gpu_als.estimators.params import (
     check_dtype,
@@ -27,13 +27,13 @@ from gpu_als.estimators.params import (
     check_precision,
 )
 from gpu_als.estimators.resuming import begin
-from gpu_als.estimators.sides import both_sides
 from gpu_als.estimators.similar import FindsSimilar
 from gpu_als.objectives import IALS, Implicit
 from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
-from gpu_als.training import Model, Schedule, train
+from gpu_als.training import Schedule, train
+from gpu_als.training_data import TrainingData, as_training_data
 
 __all__ = ["AlternatingLeastSquares"]
 
@@ -158,8 +158,8 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
 
         Parameters
         ----------
-        user_items : sparse matrix, array or Interactions, shape (n_users, n_items)
-            CSR is best; anything else is converted. Negative values mean "disliked".
+        user_items : sparse matrix, array, Interactions or ShardedMatrix, shape (n_users, n_items)
+            CSR is best; other matrices in memory are converted. Negative values mean "disliked".
         show_progress : bool
         callback : callable, optional
             ``callback(iteration, seconds, loss)`` after each iteration; the loss is None unless
@@ -182,26 +182,30 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             The saved state is damaged, or of a fit with other parameters or data, or of more
             iterations.
         """
-        matrix = self._check_interactions(user_items)
-        backend = self._get_backend()
+        data = self._check_interactions(user_items)
         objective = self._objective()
-        sides = both_sides(objective, matrix, None, self.factors, backend)
-        rows = SparseRows.from_csr(matrix)
+
+        def look(first_row: int, rows: SparseRows) -> tuple[float, float]:
+            check_confidences(rows.to_csr(), self.alpha, "user_items", first_row)
+            return objective.constant(rows), sum_of_magnitudes(rows.values)
+
+        constant, magnitudes = map(sum, zip(*data.each(look), strict=True))
+        engine = data.engine(objective, self.factors, self._backend_choice())
         start = begin(
             checkpoint,
             resume,
-            FitReport(backend.device, entries=matrix.nnz),
+            FitReport(engine.device, entries=data.nnz),
             {"model": "implicit", **self.get_params(), "cg_steps": self.cg_steps},
-            {"user_items": (matrix.indptr, matrix.indices, matrix.data)},
-            tuple((size, self.factors) for size in matrix.shape),
+            {"user_items": data.fingerprint},
+            tuple((size, self.factors) for size in data.shape),
         )
-        model = start.model or self._start(*matrix.shape)
+        model = start.model or self._start(*data.shape)
         self.report_ = start.report
         callback = callback or self.fit_callback
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
 
         def keep() -> None:
-            self._place(*(side.copy() for side in model.factors), **self._ids_of(user_items))
+            self._place(*(side.copy() for side in model.factors), **self._ids_of(data))
 
         def watch(iteration: int, seconds: float, loss: float) -> None:
             assert callback is not None
@@ -210,23 +214,22 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
 
         try:
             train(
-                backend,
-                sides,
+                engine,
                 (solver, solver),
                 model,
                 Schedule(self.iterations),
                 report=start.report,
                 best=start.best,
                 checkpoints=start.checkpoints,
-                constant=objective.constant(rows),
-                loss_scale=loss_scale(matrix, self.alpha),
+                constant=constant,
+                loss_scale=loss_scale(data.shape, data.nnz, self.alpha * magnitudes),
                 callback=callback and watch,
                 progress=show_progress,
             )
         except KeyboardInterrupt:
             keep()
             raise
-        self._place(*model.factors, **self._ids_of(user_items))
+        self._place(*model.factors, **self._ids_of(data))
         self._derived.clear()
 
     def _checked(self) -> tuple[Any, Any]:
@@ -234,9 +237,12 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         model._check_fitted()
         return model._factors
 
-    def _get_backend(self) -> Backend:
+    def _backend_choice(self) -> BackendChoice:
         name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"
-        return get_backend(name, num_threads=self.num_threads, precision=self.precision)
+        return BackendChoice(name, self.num_threads, self.precision)
+
+    def _get_backend(self) -> Backend:
+        return self._backend_choice().get()
 
     def _objective(self) -> Implicit | IALS:
         if self.unobserved_weight is None and self.regularization_exponent is None:
@@ -244,7 +250,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         weight = 1.0 if self.unobserved_weight is None else self.unobserved_weight
         return IALS(self.regularization, self.alpha, weight, self.regularization_exponent or 0.0)
 
-    def _check_interactions(self, user_items: Any) -> sp.csr_matrix:
+    def _check_interactions(self, user_items: Any) -> TrainingData:
         if sp.issparse(user_items) and user_items.format != "csr":
             warnings.warn(
                 f"user_items is converted from {user_items.format.upper()} to CSR; pass CSR to "
@@ -252,9 +258,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
                 ParameterWarning,
                 stacklevel=3,
             )
-        matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
-        check_confidences(matrix, self.alpha, "user_items")
-        return matrix
+        return as_training_data(user_items, name="user_items", dtype=self.dtype)
 
     def _start(self, n_users: int, n_items: int) -> Model:
         """Return the factors to start from: those that are there, once checked, or drawn ones."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from gpu_als.data.matrix import as_csr, to_host
 from gpu_als.errors import InputError
 from gpu_als.estimators.params import check_nonnegative
 from gpu_als.ranking.pairs import pair_scores
 
-__all__ = ["calculate_loss", "loss_scale"]
+__all__ = ["calculate_loss", "loss_scale", "sum_of_magnitudes"]
 
 
 def calculate_loss(Cui: Any, X: Any, Y: Any, regularization: float, num_threads: int = 0) -> float:
@@ -51,14 +50,22 @@ def calculate_loss(Cui: Any, X: Any, Y: Any, regularization: float, num_threads:
     everywhere = np.sum((users.T @ users) * (items.T @ items))
     stored = np.sum(confidence * (liked - score) ** 2 - score**2)
     penalty = ridge * (np.sum(users**2) + np.sum(items**2))
-    return float((everywhere + stored + penalty) * loss_scale(matrix))
+    scale = loss_scale(matrix.shape, matrix.nnz, sum_of_magnitudes(matrix.data))
+    return float((everywhere + stored + penalty) * scale)
 
 
-def loss_scale(matrix: sp.csr_matrix, alpha: float = 1.0) -> float:
-    """Return 1 over ``sum abs(alpha r) + cells - stored``, by which ``implicit`` divides."""
-    confidence = alpha * float(np.abs(matrix.data).sum(dtype=np.float64))
-    total = confidence + float(matrix.shape[0]) * matrix.shape[1] - matrix.nnz
+def loss_scale(shape: tuple[int, int], nnz: int, confidences: float) -> float:
+    """Return 1 over ``sum abs(alpha r) + cells - stored``, by which ``implicit`` divides.
+
+    ``confidences`` is that sum.
+    """
+    total = confidences + float(shape[0]) * shape[1] - nnz
     return 1 / total if total > 0 else 1.0
+
+
+def sum_of_magnitudes(values: np.ndarray) -> float:
+    """Return ``sum abs(r)``, added in float64."""
+    return float(np.abs(values).sum(dtype=np.float64))
 
 
 def _factors(factors: Any, name: str) -> np.ndarray:

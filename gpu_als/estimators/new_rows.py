@@ -193,9 +193,9 @@ class SolvesNewRows(HasFactors):
                 self._factors = both[0], both[1]
 
 
-def check_confidences(matrix: sp.csr_matrix, alpha: float, name: str) -> None:
+def check_confidences(matrix: sp.csr_matrix, alpha: float, name: str, first_row: int = 0) -> None:
     """Refuse values whose confidence, or its square, leaves the range of their dtype."""
-    check_magnitude(matrix, dtype=matrix.dtype, name=name)
+    check_magnitude(matrix, dtype=matrix.dtype, name=name, first_row=first_row)
     data = matrix.data
     largest = alpha * float(max(data.max(initial=0), -data.min(initial=0)))
     if largest > float(np.finfo(matrix.dtype).max) ** (1 / 3):

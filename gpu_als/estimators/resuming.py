@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpu_als.checkpoint import Checkpoint, Saved, Writer
+from gpu_als.engine import Model
 from gpu_als.errors import CheckpointError, InputError
 from gpu_als.report import FitReport
-from gpu_als.training import Model
 
-__all__ = ["Run", "begin", "fingerprint"]
+__all__ = ["Run", "begin"]
 
 _OF_NO_EFFECT = (
     "iterations", "tol", "patience",  # when to stop may change
     "backend", "use_gpu", "num_threads", "use_native", "calculate_training_loss",
 )  # fmt: skip
-_BLOCK = 1 << 20
-"""Elements of an array taken at a time, so that it is never copied as a whole."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def begin(
     resume: Any,
     report: FitReport,
     parameters: dict[str, Any],
-    data: dict[str, tuple[Any, ...]],
+    data: dict[str, Callable[[], str]],
     shapes: tuple[tuple[int, int], ...],
     *,
     bias: bool = False,
@@ -65,8 +63,8 @@ def begin(
         A new one.
     parameters : dict
         Of the estimator; those that do not change the factors are left out of account.
-    data : dict of str to tuple of array
-        What the fit is given.
+    data : dict of str to function
+        What the fit is given, by name; the functions return fingerprints.
     shapes : pair of (int, int)
         Of the users' and the items' factors in training.
 
@@ -100,26 +98,6 @@ def begin(
     return Run(Model(*saved.factors, bias), saved.best, saved.report, writer)
 
 
-def fingerprint(*arrays: np.ndarray | None) -> str:
-    """Return what tells one-dimensional arrays from others: a digest of their values.
-
-    Integers are the same in every type that holds them. None stands for no array.
-    """
-    if all(array is None for array in arrays):
-        return "none"
-    total = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        if array is None:
-            continue
-        kind = array.dtype
-        if kind.kind in "iu":
-            kind = np.dtype(np.int32 if array.max(initial=0) < 2**31 else np.int64)
-        total.update(f"{kind.name}{len(array)}".encode())
-        for start in range(0, len(array), _BLOCK):
-            total.update(np.ascontiguousarray(array[start : start + _BLOCK], kind).data)
-    return total.hexdigest()
-
-
 def _file_to_read(place: Checkpoint | None, resume: Any) -> Any:
     if resume is not True:
         return resume or None
@@ -133,7 +111,7 @@ def _file_to_read(place: Checkpoint | None, resume: Any) -> Any:
 
 def _what_it_is(
     parameters: dict[str, Any],
-    data: dict[str, tuple[Any, ...]],
+    data: dict[str, Callable[[], str]],
     shapes: tuple[tuple[int, int], ...],
     entries: int,
 ) -> dict[str, Any]:
@@ -143,7 +121,7 @@ def _what_it_is(
     if not (seed is None or isinstance(seed, int | np.integer)):
         own["random_state"] = type(seed).__name__  # its state has moved on since
     own |= {"shape": [n_rows for n_rows, _ in shapes], "entries": entries}
-    own |= {name: fingerprint(*arrays) for name, arrays in data.items()}
+    own |= {name: fingerprint() for name, fingerprint in data.items()}
     plain: dict[str, Any] = json.loads(json.dumps(own, default=_as_plain))
     return plain
 

@@ -1,4 +1,4 @@
-"""Both orientations of a problem, and rows solved on their own: what every estimator needs."""
+"""Rows solved on their own, and weights of ratings."""
 
 from __future__ import annotations
 
@@ -11,42 +11,11 @@ from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_magnitude
 from gpu_als.errors import InputError
-from gpu_als.objectives import Objective
-from gpu_als.row_problem import RowProblem, SparseRows
-from gpu_als.side import Side, WholeRows
+from gpu_als.row_problem import RowProblem
 from gpu_als.solvers import Solver
-from gpu_als.training import solve_side
+from gpu_als.solving import solve_side
 
-__all__ = ["aligned_weights", "both_sides", "fold_in"]
-
-
-def both_sides(
-    objective: Objective,
-    user_items: sp.csr_matrix,
-    weights: np.ndarray | None,
-    n_factors: int,
-    backend: Backend,
-) -> tuple[Side, Side]:
-    """Return the users' and the items' rows of one matrix, each as one part.
-
-    Parameters
-    ----------
-    user_items : csr_matrix, shape (n_users, n_items)
-    weights : array, shape (nnz,), or None
-        Aligned with ``user_items.data``.
-    """
-    item_users = user_items.T.tocsr()
-    item_weights = None
-    if weights is not None:
-        by_user = (weights, user_items.indices, user_items.indptr)
-        item_weights = sp.csr_matrix(by_user, shape=user_items.shape).T.tocsr().data
-    elements = backend.batch_elements
-    users = WholeRows.of(SparseRows.from_csr(user_items, weights))
-    items = WholeRows.of(SparseRows.from_csr(item_users, item_weights))
-    return (
-        Side("users", objective, users, n_factors, elements),
-        Side("items", objective, items, n_factors, elements),
-    )
+__all__ = ["aligned_weights", "fold_in", "weighted_sum"]
 
 
 def fold_in(
@@ -67,7 +36,7 @@ def fold_in(
     fixed : array, shape (n_fixed, k)
         Trained factors of the other side, anywhere.
     bias, frame
-        As :func:`~gpu_als.training.solve_side` takes them.
+        As :func:`~gpu_als.solving.solve_side` takes them.
 
     Returns
     -------
@@ -139,3 +108,11 @@ def aligned_weights(
     before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[user_items.indptr]
     some = user_items.data[kept], user_items.indices[kept], before
     return sp.csr_matrix(some, shape=shape), weights.data[kept]
+
+
+def weighted_sum(values: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    """Return the sum of values times weights, and that of the weights, added in float64."""
+    if weights is None:
+        return float(values.sum(dtype=np.float64)), float(len(values))
+    wide = weights.astype(np.float64)
+    return float(values @ wide), float(wide.sum())

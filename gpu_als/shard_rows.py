@@ -1,0 +1,79 @@
+"""The rows of one side, read from shards on disk part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gpu_als.data.shards import Shard
+from gpu_als.row_problem import SparseRows
+from gpu_als.side import cut_rows
+
+__all__ = ["ShardRows"]
+
+_PART_BYTES = 1 << 27
+"""Of a part on the host: two of them are in memory, one in use and one being read."""
+_ENTRY_BYTES = 12
+_ROW_BYTES = 40
+
+
+@dataclass(frozen=True, eq=False)
+class ShardRows:
+    """Consecutive rows of a side that lies on disk; see :class:`gpu_als.side.Rows`.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        All shards of the side, in order.
+    n_fixed : int
+        Number of rows of the other side.
+    dtype : dtype
+        That the values are wanted in.
+    entries_of_rows : int64 array, shape (n_rows,)
+    bounds : tuple of int
+        Part i has the rows ``bounds[i]`` to ``bounds[i + 1]`` of the side.
+    """
+
+    shards: tuple[Shard, ...]
+    n_fixed: int
+    dtype: np.dtype
+    entries_of_rows: np.ndarray
+    bounds: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shards: Sequence[Shard], n_fixed: int, dtype: np.dtype) -> ShardRows:
+        """Return all rows, in parts that fit in the memory of most machines many times."""
+        counts = np.concatenate([np.diff(shard.load()[2].indptr) for shard in shards])
+        bounds = cut_rows(counts, _PART_BYTES, _ENTRY_BYTES, _ROW_BYTES)
+        return cls(tuple(shards), n_fixed, np.dtype(dtype), counts, bounds)
+
+    def part(self, number: int) -> SparseRows:
+        """See :class:`gpu_als.side.Rows`; int32 and float32 arrays may lie on disk still."""
+        first, last = self.bounds[number : number + 2]
+        indptr, indices, values = [np.zeros(1, np.int64)], [], []
+        for shard in self.shards:
+            if shard.start < last and first < shard.stop:
+                start, stop, matrix = shard.load()
+                ends = matrix.indptr[max(first, start) - start : min(last, stop) - start + 1]
+                place = slice(int(ends[0]), int(ends[-1]))
+                indptr.append(ends[1:] - ends[0] + indptr[-1][-1])
+                indices.append(matrix.indices[place])
+                values.append(matrix.data[place].astype(self.dtype, copy=False))
+        return SparseRows(
+            np.concatenate(indptr), _joined(indices), _joined(values), None, self.n_fixed
+        )
+
+    def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> ShardRows:
+        """See :class:`gpu_als.side.Rows`."""
+        return replace(self, bounds=cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes))
+
+    def counts(self) -> np.ndarray:
+        """See :class:`gpu_als.side.Rows`."""
+        return self.entries_of_rows
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """Return arrays as one, and a single one as it is."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
