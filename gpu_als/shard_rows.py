@@ -26,14 +26,15 @@ class ShardRows:
     Attributes
     ----------
     shards : tuple of Shard
-        All shards of the side, in order.
+        Those that hold the rows, in order.
     n_fixed : int
         Number of rows of the other side.
     dtype : dtype
         That the values are wanted in.
     entries_of_rows : int64 array, shape (n_rows,)
     bounds : tuple of int
-        Part i has the rows ``bounds[i]`` to ``bounds[i + 1]`` of the side.
+        Part i has the rows ``bounds[i]`` to ``bounds[i + 1]`` of the side, which need not begin
+        with its first.
     """
 
     shards: tuple[Shard, ...]
@@ -67,7 +68,15 @@ class ShardRows:
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> ShardRows:
         """See :class:`gpu_als.side.Rows`."""
-        return replace(self, bounds=cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes))
+        bounds = cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes)
+        return replace(self, bounds=tuple(self.bounds[0] + bound for bound in bounds))
+
+    def between(self, first: int, last: int) -> ShardRows:
+        """Return rows ``first`` to ``last`` of the side, in parts of the usual size."""
+        shards = tuple(each for each in self.shards if each.start < last and first < each.stop)
+        counts = self.entries_of_rows[first - self.bounds[0] : last - self.bounds[0]]
+        some = ShardRows(shards, self.n_fixed, self.dtype, counts, (first, last))
+        return some.cut(_PART_BYTES, _ENTRY_BYTES, _ROW_BYTES)
 
     def counts(self) -> np.ndarray:
         """See :class:`gpu_als.side.Rows`."""
