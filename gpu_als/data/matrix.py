@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from gpu_als.errors import IdRangeError, InputError, NotFiniteError
 
-__all__ = ["as_csr", "check_index_array", "check_magnitude", "to_host"]
+__all__ = ["as_csr", "check_csr", "check_index_array", "check_magnitude", "to_host"]
 
 # Solvers add up many squares of values in the same type.
 _LARGEST_MAGNITUDE = {np.dtype(np.float32): 1e12, np.dtype(np.float64): 1e100}
@@ -73,6 +73,26 @@ def as_csr(
         if require_finite:
             _check_finite(csr, name)  # the sums may overflow
     return _cast(csr, target, name)
+
+
+def check_csr(matrix: sp.csr_matrix, *, name: str) -> None:
+    """Refuse a matrix that :func:`as_csr` would refuse or change, without a copy of anything.
+
+    Parameters
+    ----------
+    matrix : csr_matrix of floats
+    name : str
+        What the caller calls this argument; used in messages.
+
+    Raises
+    ------
+    InputError
+        If index arrays are corrupt, the columns of a row do not rise, or values are not finite.
+    """
+    _check_structure(matrix, name)
+    if not matrix.has_canonical_format:
+        raise InputError(f"{name}: the columns of a row do not rise")
+    _check_finite(matrix, name)
 
 
 def check_magnitude(matrix: sp.csr_matrix, *, dtype: Any, name: str, first_row: int = 0) -> None:

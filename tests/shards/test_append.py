@@ -143,18 +143,21 @@ def test_there_must_be_something_to_append_to(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    ("name", "values", "problem"),
     [
-        ("indptr", np.array([0, 9, 2], "<i8")),
-        ("indptr", np.array([-1, 1, 2], "<i8")),
-        ("indptr", np.array([0, 1, 1], "<i8")),
-        ("indices", np.array([0, 7], "<i4")),
-        ("indices", np.array([0, -1], "<i4")),
+        ("indptr", np.array([0, 9, 2], "<i8"), "its rows do not begin and end where they should"),
+        ("indptr", np.array([-1, 1, 2], "<i8"), "its rows do not begin and end where they should"),
+        ("indptr", np.array([0, 1, 1], "<i8"), "its rows end at 1"),
+        ("indices", np.array([0, 7], "<i4"), "its columns leave the matrix"),
+        ("indices", np.array([0, -1], "<i4"), "its columns leave the matrix"),
+        ("data", np.array([0, np.nan], "<f4"), "a value is not finite"),
+        ("data", np.array([0, 9], "u1"), "index 9 is out of bounds .*"),
     ],
 )
-def test_damaged_shards_are_not_appended_to(tmp_path, name, values):
+def test_damaged_shards_are_not_appended_to(tmp_path, name, values, problem):
     path = write_csv(tmp_path / "a.csv", [(1, 2, 3), (2, 2, 3)])
-    converted(path, tmp_path / "m")
+    value_type = "codes" if values.dtype == np.uint8 else "float32"
+    converted(path, tmp_path / "m", value_type=value_type)
     values.tofile(tmp_path / "m" / "users" / f"0-000000.{name}")
-    with pytest.raises(ReadError, match="this shard is damaged; convert the data again"):
+    with pytest.raises(ReadError, match=rf"this shard is damaged \({problem}\); convert the data"):
         appended(path, tmp_path / "m")

@@ -1,19 +1,18 @@
-"""The entries of a folder of shards, read in pieces and not through memory maps.
+"""The entries of a folder of shards, mapped into memory in pieces.
 
-Maps would count as memory of the process, and take as much as there is.
+The maps of whole shards would count as memory of the process, and take as much as there is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from gpu_als.data.shards.reader import ShardedMatrix
-from gpu_als.data.shards.records import INDPTR_DTYPE, SIDES, ShardRecord, index_dtype
-from gpu_als.data.shards.values import VALUE_DTYPES, decode
-from gpu_als.errors import ReadError
+from gpu_als.data.shards.records import index_dtype
+from gpu_als.data.shards.shard import Shard
+from gpu_als.data.shards.values import VALUE_DTYPES
 
 __all__ = ["base_blocks", "n_base_bytes"]
 
@@ -22,7 +21,8 @@ _ROWS_AT_ONCE = 1 << 16
 
 def n_base_bytes(base: ShardedMatrix) -> int:
     """Return the bytes that :func:`base_blocks` reads."""
-    return base.nnz * sum(dtype.itemsize for dtype in _dtypes(base))
+    entry_bytes = index_dtype(base.shape[1]).itemsize + VALUE_DTYPES[base.value_type].itemsize
+    return base.nnz * entry_bytes
 
 
 def base_blocks(
@@ -40,51 +40,30 @@ def base_blocks(
     Raises
     ------
     ReadError
-        If a shard makes no matrix.
+        If a file is gone or has another size, or a shard makes no matrix.
     """
-    dtypes = _dtypes(base)
-    folder = base.folder / SIDES[0]
-    for shard in base.manifest.shards[SIDES[0]]:
-        for rows, start, stop in _spans(folder, shard, entries_at_once):
-            indices, stored = (
-                np.fromfile(
-                    folder / record.name, dtype, stop - start, offset=start * dtype.itemsize
-                )
-                for record, dtype in zip((shard.indices, shard.data), dtypes, strict=True)
-            )
-            if len(stored) < stop - start or indices.min() < 0 or indices.max() >= base.shape[1]:
-                raise _damaged(folder, shard)
-            values = decode(stored, base.manifest.codes)
-            yield indices.nbytes + stored.nbytes, rows, indices.astype(np.int64), values
+    for shard in base.users:
+        for rows, start, stop in _spans(shard, entries_at_once):
+            columns, stored = shard.columns(start, stop), shard.stored(start, stop)
+            values = shard.decode(stored)
+            if columns.min() < 0 or columns.max() >= shard.n_columns:
+                raise shard.damaged("its columns leave the matrix")
+            if not np.isfinite(values).all():
+                raise shard.damaged("a value is not finite")
+            yield columns.nbytes + stored.nbytes, rows, columns.astype(np.int64), values
 
 
-def _dtypes(base: ShardedMatrix) -> tuple[np.dtype, np.dtype]:
-    return index_dtype(base.shape[1]), VALUE_DTYPES[base.value_type]
-
-
-def _spans(
-    folder: Path, shard: ShardRecord, entries_at_once: int
-) -> Iterator[tuple[np.ndarray, int, int]]:
+def _spans(shard: Shard, entries_at_once: int) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yield pieces of a shard: the row of each entry, and where they start and stop."""
     n_rows, end = shard.stop - shard.start, 0
     for first in range(0, n_rows, _ROWS_AT_ONCE):
-        n = min(_ROWS_AT_ONCE, n_rows - first)
-        offset = first * INDPTR_DTYPE.itemsize
-        indptr = np.fromfile(folder / shard.indptr.name, INDPTR_DTYPE, n + 1, offset=offset)
-        descends = bool((indptr[1:] < indptr[:-1]).any())
-        if indptr[0] != end or descends or indptr[-1] > shard.nnz:
-            raise _damaged(folder, shard)
-        end = int(indptr[-1])
-        for start in range(int(indptr[0]), int(indptr[-1]), entries_at_once):
-            stop = min(start + entries_at_once, int(indptr[-1]))
-            rows = np.searchsorted(indptr, np.arange(start, stop), side="right") - 1
+        starts = np.array(shard.starts(first, min(first + _ROWS_AT_ONCE, n_rows) + 1))
+        if starts[0] != end or (starts[1:] < starts[:-1]).any() or starts[-1] > shard.nnz:
+            raise shard.damaged("its rows do not begin and end where they should")
+        end = int(starts[-1])
+        for start in range(int(starts[0]), end, entries_at_once):
+            stop = min(start + entries_at_once, end)
+            rows = np.searchsorted(starts, np.arange(start, stop), side="right") - 1
             yield rows + (shard.start + first), start, stop
     if end != shard.nnz:
-        raise _damaged(folder, shard)
-
-
-def _damaged(folder: Path, shard: ShardRecord) -> ReadError:
-    return ReadError(
-        f"{folder / shard.indptr.name}: this shard is damaged; convert the data again, "
-        "or restore the folder from a backup"
-    )
+        raise shard.damaged(f"its rows end at {end}")

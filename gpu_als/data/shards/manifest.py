@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from gpu_als.data.atomic import replacing
+from gpu_als.data.shards.array_files import check_size
 from gpu_als.data.shards.records import (
     INDPTR_DTYPE,
     SIDES,
@@ -205,11 +205,7 @@ def _check_file(path: Path, record: FileRecord) -> None:
         found = path.lstat()
     except OSError as error:
         raise ReadError(f"{path}: is missing from the folder ({error.strerror})") from error
-    if not stat.S_ISREG(found.st_mode) or found.st_size != record.bytes:
-        raise ReadError(
-            f"{path}: found {found.st_size} bytes where the manifest says a file of "
-            f"{record.bytes}; convert the data again, or restore the folder from a backup"
-        )
+    check_size(path, found, record)
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpu_als.data.cutting import cut_rows
 from gpu_als.data.shards.records import INDPTR_DTYPE, index_dtype
 from gpu_als.data.shards.values import VALUE_DTYPES
 from gpu_als.errors import InputError
@@ -38,7 +39,7 @@ def shard_bounds(
         The first row of each shard, and the number of rows.
     """
     entry_bytes = index_dtype(n_columns).itemsize + VALUE_DTYPES[value_type].itemsize
-    return _cut(counts * np.int64(entry_bytes) + INDPTR_DTYPE.itemsize, shard_bytes)
+    return np.array(cut_rows(counts, shard_bytes, entry_bytes, INDPTR_DTYPE.itemsize), np.int64)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Parts:
                 f"{len(counts)} rows and {n_columns} columns make more cells than 64 bits can "
                 "number; leave out users or items without ratings"
             )
-        bounds = _cut(counts, limit)
+        bounds = np.array(cut_rows(counts, limit, 1, 0), np.int64)
         starts = bounds[:-1] * n_columns
         long = starts[counts[bounds[:-1]] > limit]  # such a row is alone in its part
         inside = [np.arange(first, first + n_columns, limit)[1:] for first in long.tolist()]
@@ -92,15 +93,3 @@ class Parts:
     def of_key(self, key: int) -> int:
         """Return the number of the part of one key."""
         return int(np.searchsorted(self.firsts, key, side="right")) - 1
-
-
-def _cut(sizes: np.ndarray, limit: int) -> np.ndarray:
-    """Cut a sequence into pieces whose sizes add up to ``limit`` at most, or that have one row."""
-    ends = np.cumsum(sizes, dtype=np.int64)
-    bounds = [0]
-    while bounds[-1] < len(ends):
-        start = bounds[-1]
-        before = int(ends[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends, before + limit, side="right"))
-        bounds.append(max(stop, start + 1))
-    return np.array(bounds, np.int64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,90 +13,19 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from gpu_als.data.interactions import Interactions
-from gpu_als.data.matrix import as_csr
+from gpu_als.data.matrix import check_index_array
+from gpu_als.data.shards.array_files import map_array, open_file
 from gpu_als.data.shards.id_files import read_ids
 from gpu_als.data.shards.in_memory import write_matrix
 from gpu_als.data.shards.manifest import Manifest
-from gpu_als.data.shards.records import INDPTR_DTYPE, SIDES, FileRecord, ShardRecord, index_dtype
-from gpu_als.data.shards.values import VALUE_DTYPES, decode
+from gpu_als.data.shards.records import SIDES
+from gpu_als.data.shards.row_reading import read_rows
+from gpu_als.data.shards.shard import Shard
 from gpu_als.errors import InputError, ReadError
 
-__all__ = ["Shard", "ShardedMatrix"]
+__all__ = ["ShardedMatrix"]
 
 _READ_BYTES = 1 << 22
-
-
-class Shard:
-    """Consecutive rows of one orientation.
-
-    Attributes
-    ----------
-    start, stop : int
-        The rows are ``start`` to ``stop`` - 1.
-    n_columns : int
-    nnz : int
-    """
-
-    def __init__(
-        self, folder: Path, record: ShardRecord, n_columns: int, manifest: Manifest
-    ) -> None:
-        self.start, self.stop, self.nnz = record.start, record.stop, record.nnz
-        self.n_columns = n_columns
-        self._folder, self._record = folder, record
-        self._value_dtype, self._codes = VALUE_DTYPES[manifest.value_type], manifest.codes
-        self._checked = False
-
-    def __repr__(self) -> str:
-        """Say which rows these are."""
-        return f"<Shard of rows {self.start} to {self.stop - 1}, {self.nnz} entries>"
-
-    def load(self) -> tuple[int, int, sp.csr_matrix]:
-        """Return the rows as a matrix that reads from the disk as it is used.
-
-        Index arrays are memory maps, and so are values stored as float32; others are converted
-        to float32 here. Treat them as read-only. Where indptr needs int64 because the shard has
-        2**31 entries or more, SciPy makes a copy of int32 indices in int64.
-
-        The first time, all that lies in the files is checked, so that nothing that uses the
-        matrix can read outside it. Whether it is what was written only
-        :meth:`ShardedMatrix.verify` tells.
-
-        Returns
-        -------
-        start, stop : int
-        matrix : csr_matrix of float32, shape (stop - start, n_columns)
-            As :func:`~gpu_als.data.matrix.as_csr` returns it.
-
-        Raises
-        ------
-        ReadError
-            If a file is gone or has another size, or the arrays make no matrix.
-        """
-        record = self._record
-        indptr = _map(self._folder, record.indptr, INDPTR_DTYPE)
-        indices = _map(self._folder, record.indices, index_dtype(self.n_columns))
-        stored = _map(self._folder, record.data, self._value_dtype)
-        try:
-            if indptr[-1] != self.nnz:  # SciPy would leave out what is beyond
-                raise ValueError(f"indptr ends at {indptr[-1]}")
-            values = decode(stored, self._codes)
-            shape = (self.stop - self.start, self.n_columns)
-            matrix = sp.csr_matrix((values, indices, indptr), shape=shape, copy=False)
-            if not self._checked:
-                self._check(matrix)
-        except (ValueError, IndexError) as error:
-            raise ReadError(
-                f"{self._folder / record.indptr.name}: this shard is damaged ({error}); convert "
-                "the data again, or restore the folder from a backup"
-            ) from error
-        matrix.has_canonical_format = True
-        return self.start, self.stop, matrix
-
-    def _check(self, matrix: sp.csr_matrix) -> None:
-        as_csr(matrix, name="shard")
-        if not matrix.has_canonical_format:
-            raise ValueError("the columns of a row do not rise")
-        self._checked = True
 
 
 class ShardedMatrix:
@@ -132,10 +60,15 @@ class ShardedMatrix:
         self.shape, self.nnz = manifest.shape, manifest.nnz
         self.value_type, self.digest = manifest.value_type, manifest.digest
         self.manifest = manifest
+        values = manifest.value_type, manifest.codes
         self.users, self.items = (
-            tuple(Shard(folder / side, record, n, manifest) for record in manifest.shards[side])
+            tuple(Shard(folder / side, record, n, *values) for record in manifest.shards[side])
             for side, n in zip(SIDES, self.shape[::-1], strict=True)
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what opens it again, and no ids that were read."""
+        return type(self), (self.folder, self.manifest)
 
     def __repr__(self) -> str:
         """Say how large it is and where it lies."""
@@ -218,6 +151,33 @@ class ShardedMatrix:
         """The id of each column, int64 or str, shape (items,); None: the numbers are the ids."""
         return self._read_ids("items")
 
+    def rows(self, numbers: Any) -> sp.csr_matrix:
+        """Return some users' entries; nothing else is read.
+
+        Parameters
+        ----------
+        numbers : array-like of int, shape (n,), or slice
+            Users by number, in any order, also several times.
+
+        Returns
+        -------
+        csr_matrix of float32, shape (n, items)
+            In memory, as :func:`~gpu_als.data.matrix.as_csr` returns it.
+
+        Raises
+        ------
+        InputError
+            If ``numbers`` are no integers; an :class:`~gpu_als.errors.IdRangeError` if one is
+            negative or not below the number of users.
+        ReadError
+            If a file is gone or has another size, or these rows are damaged.
+        """
+        n_users = self.shape[0]
+        if isinstance(numbers, slice):
+            numbers = range(*numbers.indices(n_users))
+        numbers = check_index_array(numbers, n_users, name="numbers")
+        return read_rows(self.users, numbers, self.folder / SIDES[0])
+
     def verify(self, *, show_progress: bool = True) -> None:
         """Read every file and compare its checksum with that in the manifest.
 
@@ -233,7 +193,7 @@ class ShardedMatrix:
         ) as bar:
             for name, record in files:
                 path = (self.folder / name).parent
-                with os.fdopen(_open(path, record), "rb") as stream:
+                with os.fdopen(open_file(path, record), "rb") as stream:
                     found = hashlib.sha256()
                     while block := stream.read(_READ_BYTES):
                         found.update(block)
@@ -249,37 +209,6 @@ class ShardedMatrix:
         by_name = {} if record is None else {file.name: file for file in record.files}
 
         def read(name: str, dtype: str) -> np.ndarray:
-            return np.array(_map(self.folder, by_name[name], np.dtype(dtype)))
+            return np.array(map_array(self.folder, by_name[name], np.dtype(dtype)))
 
         return read_ids(record, read, self.folder)
-
-
-def _map(folder: Path, record: FileRecord, dtype: np.dtype) -> np.ndarray:
-    """Return a file's content as a read-only memory map."""
-    with os.fdopen(_open(folder, record), "rb") as stream:
-        if record.bytes == 0:
-            return np.zeros(0, dtype)  # there are no empty maps
-        return np.memmap(stream, dtype, "r")
-
-
-def _open(folder: Path, record: FileRecord) -> int:
-    """Open a file, following no link, and check its size."""
-    path = folder / record.name
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | _BINARY)
-    except OSError as error:
-        raise ReadError(
-            f"{path}: cannot be opened ({error.strerror}); if data were appended meanwhile, open "
-            "the folder again"
-        ) from error
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_size != record.bytes:
-        os.close(descriptor)
-        raise ReadError(
-            f"{path}: found {found.st_size} bytes where the manifest says a file of "
-            f"{record.bytes}; convert the data again, or restore the folder from a backup"
-        )
-    return descriptor
-
-
-_BINARY = getattr(os, "O_BINARY", 0)

@@ -105,15 +105,15 @@ class Encoder:
             self.codes.append(value)
 
 
-def decode(stored: np.ndarray, codes: tuple[float, ...]) -> np.ndarray:
+def decode(stored: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Return stored values as float32; those stored so already are not copied.
 
     Parameters
     ----------
     stored : ndarray of float32, float16 or uint8, shape (n,)
-    codes : tuple of float
+    codes : ndarray of float32, shape (codes,)
         The values of codes. They are few, so one that is too large is an IndexError.
     """
     if stored.dtype == VALUE_DTYPES["codes"]:
-        return np.array(codes, np.float32)[stored]
+        return codes[stored]
     return stored.astype(np.float32, copy=False)
