@@ -474,3 +474,29 @@ def test_blas_has_its_threads_back_after_the_last_of_many():
 
         in_threads(*[partial(model.recommend, SOME, PLAYS[SOME])] * 3, fail, fail)
         assert blas_threads() == before
+
+
+def test_blas_has_its_threads_back_whichever_thread_leaves_last():
+    """The first to come has left, but still runs."""
+    backend = NumpyBackend(1)
+    before = blas_threads()
+    inside, may_leave, left, may_end = (threading.Event() for _ in range(4))
+
+    def first():
+        with backend.session():
+            inside.set()
+            may_leave.wait(60)
+        left.set()
+        may_end.wait(60)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(60)
+    with backend.session():
+        may_leave.set()
+        assert left.wait(60)
+        assert blas_threads() == {1}
+    after = blas_threads()
+    may_end.set()
+    thread.join()
+    assert after == before

@@ -101,15 +101,15 @@ class Recommends(HasSnapshots, HasIds):
         backend = self._get_backend()
         with backend.session():
             users, catalogue = self._queries(backend, ids, rows if recalculate_user else None)
-        found, scores = best_rows(
-            backend,
-            users,
-            catalogue,
-            N,
-            denied=rows if filter_already_liked_items else None,
-            denied_to_all=filter_items,
-            candidates=items,
-        )
+            found, scores = best_rows(
+                backend,
+                users,
+                catalogue,
+                N,
+                denied=rows if filter_already_liked_items else None,
+                denied_to_all=filter_items,
+                candidates=items,
+            )
         if min_score is not None:
             low = scores < _check_score(min_score)
             found[low], scores[low] = -1, lowest_score(scores.dtype)

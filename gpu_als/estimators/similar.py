@@ -123,10 +123,10 @@ class FindsSimilar(HasFactors):
             else:
                 solved = backend.from_host(queries)
                 unit = solved / norms(backend.xp, solved)[:, None]
-        found, scores = best_rows(
-            backend, unit, catalogue, n_best,
-            denied_to_all=denied, candidates=candidates, names=names[1:],
-        )  # fmt: skip
+            found, scores = best_rows(
+                backend, unit, catalogue, n_best,
+                denied_to_all=denied, candidates=candidates, names=names[1:],
+            )  # fmt: skip
         return (found[0], scores[0]) if np.ndim(wanted) == 0 else (found, scores)
 
     def _unit_factors(self, backend: Backend, side: str, factors: Any) -> Array:

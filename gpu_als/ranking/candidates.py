@@ -21,9 +21,9 @@ class Best(NamedTuple):
     ----------
     counts : int array, shape (n_users,)
         How many there are.
-    ids : int32 array, shape (n_users, n_best)
+    ids : int array, shape (n_users, n)
         Best first, equal ones by id; without meaning beyond their count.
-    scores : array, shape (n_users, n_best)
+    scores : array, shape (n_users, n)
     """
 
     counts: Array

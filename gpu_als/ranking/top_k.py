@@ -1,7 +1,8 @@
 """The N best items for many users, in bounded memory and without sorting the catalogue.
 
 On a GPU kernels do it where they can. Everywhere else users come in blocks, one for each thread
-at a time, and :mod:`gpu_als.ranking.scan` takes each over all items.
+at a time, and :mod:`gpu_als.ranking.scan` takes each over all items. A user alone is simpler:
+:mod:`gpu_als.ranking.one_user`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import scipy.sparse as sp
 
 from gpu_als.backends.ops import Backend
 from gpu_als.ranking.filters import Filters
+from gpu_als.ranking.one_user import scan_one
 from gpu_als.ranking.scan import scan
 from gpu_als.ranking.tiles import block_height
 from gpu_als.row_problem import Array
@@ -68,18 +70,24 @@ def top_k(
 
         def rank(start: int) -> None:
             stop = min(start + height, len(users))
+            liked_here = filters.places(start, stop)
             # Factors that overflow or hold NaN give scores that are dealt with.
             with np.errstate(over="ignore", invalid="ignore"):
-                best = scan(
-                    backend,
-                    users[start:stop],
-                    items,
-                    n_best,
-                    filtered=filters.places(start, stop),
-                    filtered_everywhere=everywhere,
-                )
-            counts, ids[start:stop], scores[start:stop] = map(backend.to_host, best)
-            for user in map(int, start + np.flatnonzero(counts < n_best)):
+                if stop - start == 1:
+                    best = scan_one(backend.xp, users[start], items, n_best, liked_here, everywhere)
+                else:
+                    best = scan(
+                        backend,
+                        users[start:stop],
+                        items,
+                        n_best,
+                        filtered=liked_here,
+                        filtered_everywhere=everywhere,
+                    )
+            counts, found, values = map(backend.to_host, best)
+            width = found.shape[1]
+            ids[start:stop, :width], scores[start:stop, :width] = found, values
+            for user in map(int, start + (counts < n_best).nonzero()[0]):
                 count = counts[user - start]
                 missing = n_best - count
                 ids[user, count:] = filters.followers(user, ids[user, :count], len(items), missing)

@@ -7,13 +7,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from gpu_als.backends.ahead import one_ahead
+from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.lapack import cholesky_solve
 from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
@@ -31,45 +31,6 @@ def _usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _BlasLimit:
-    """The process's BLAS thread count, held to 1 while anyone works, restored after the last.
-
-    The count belongs to the whole process: two fits in two threads that each restored what they
-    found could leave it at 1 for good.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._controller: ThreadpoolController | None = None
-        self._limit: Any = None
-
-    def enter(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._controller = self._controller or ThreadpoolController()
-                self._limit = self._controller.limit(limits=1, user_api="blas")
-            self._users += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                self._limit.restore_original_limits()
-
-
-_blas_limit = _BlasLimit()
-
-
-@contextmanager
-def _single_threaded_blas() -> Iterator[None]:
-    _blas_limit.enter()
-    try:
-        yield
-    finally:
-        _blas_limit.leave()
 
 
 class NumpyBackend:
@@ -97,7 +58,7 @@ class NumpyBackend:
 
     def session(self) -> AbstractContextManager[Any]:
         """Hold BLAS to one thread while batches run in threads of ours."""
-        return _single_threaded_blas()
+        return single_threaded_blas
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See :class:`gpu_als.backends.ops.Ops`; a bounded number of tasks is in flight."""
