@@ -56,19 +56,19 @@ class ShardRows:
         indptr, indices, values = [np.zeros(1, np.int64)], [], []
         for shard in self.shards:
             if shard.start < last and first < shard.stop:
-                start, stop, matrix = shard.load()
-                ends = matrix.indptr[max(first, start) - start : min(last, stop) - start + 1]
-                place = slice(int(ends[0]), int(ends[-1]))
+                rows = max(first, shard.start) - shard.start, min(last, shard.stop) - shard.start
+                ends = shard.starts(rows[0], rows[1] + 1)
+                place = int(ends[0]), int(ends[-1])
                 indptr.append(ends[1:] - ends[0] + indptr[-1][-1])
-                indices.append(matrix.indices[place])
-                values.append(matrix.data[place].astype(self.dtype, copy=False))
+                indices.append(shard.columns(*place))
+                values.append(shard.decode(shard.stored(*place)).astype(self.dtype, copy=False))
         return SparseRows(
             np.concatenate(indptr), _joined(indices), _joined(values), None, self.n_fixed
         )
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> ShardRows:
-        """See :class:`gpu_als.side.Rows`."""
-        bounds = cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes)
+        """See :class:`gpu_als.side.Rows`; no part is larger than those of :meth:`of`."""
+        bounds = cut_rows(self.counts(), min(most_bytes, _PART_BYTES), entry_bytes, row_bytes)
         return replace(self, bounds=tuple(self.bounds[0] + bound for bound in bounds))
 
     def between(self, first: int, last: int) -> ShardRows:

@@ -13,7 +13,7 @@ from gpu_als.data.ids import IdMap, factorize, to_id_array
 from gpu_als.data.matrix import as_csr, to_host
 from gpu_als.errors import InputError
 
-__all__ = ["Interactions", "check_duplicates", "keep_last"]
+__all__ = ["Interactions", "check_duplicates", "encode", "keep_last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,12 +237,28 @@ class Interactions:
         InputError
             For unknown ids, ratings that are not finite numbers, or different lengths.
         """
-        rows = self.user_map.rows(users, name="users", unknown=unknown)
-        columns = self.item_map.rows(items, name="items", unknown=unknown)
-        values = _check_ratings(ratings, len(rows)).astype(self.user_items.dtype, copy=False)
-        _check_lengths(users=rows, items=columns, ratings=values)
-        known = (rows >= 0) & (columns >= 0)
-        return rows[known], columns[known], values[known]
+        maps = self.user_map, self.item_map
+        return encode(maps, users, items, ratings, unknown=unknown, dtype=self.user_items.dtype)
+
+
+def encode(
+    maps: tuple[IdMap, IdMap],
+    users: Any,
+    items: Any,
+    ratings: Any,
+    *,
+    unknown: Literal["raise", "drop"],
+    dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Express ratings in rows and columns; see :meth:`Interactions.encode`."""
+    rows, columns = (
+        ids.rows(wanted, name=name, unknown=unknown)
+        for ids, wanted, name in zip(maps, (users, items), ("users", "items"), strict=True)
+    )
+    values = _check_ratings(ratings, len(rows)).astype(dtype, copy=False)
+    _check_lengths(users=rows, items=columns, ratings=values)
+    known = (rows >= 0) & (columns >= 0)
+    return rows[known], columns[known], values[known]
 
 
 def check_duplicates(duplicates: str) -> None:

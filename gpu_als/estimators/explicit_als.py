@@ -14,6 +14,7 @@ from gpu_als.backends import Backend, BackendChoice
 from gpu_als.data.interactions import Interactions
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
+from gpu_als.data.shards import ShardedMatrix
 from gpu_als.data.splits import check_random_state
 from gpu_als.engine import Model
 from gpu_als.errors import InputError, ModelFileError
@@ -47,6 +48,7 @@ _ARRAYS = (
 )  # fmt: skip
 _KIND = "gpu_als.ExplicitALS"
 _SIDES = ("users", "items")
+_WITH_IDS = Interactions, ShardedMatrix
 
 
 class ExplicitALS(HasParameters, Recommends):
@@ -516,7 +518,7 @@ def _triples(
         if not len(rows) == len(columns) == len(values):
             raise InputError("validation: users, items and ratings must have one length")
     else:
-        if isinstance(validation, Interactions) and isinstance(ratings, Interactions):
+        if isinstance(validation, Interactions) and isinstance(ratings, _WITH_IDS):
             same = all(
                 np.array_equal(getattr(validation, ids), getattr(ratings, ids))
                 for ids in ("user_ids", "item_ids")

@@ -6,13 +6,14 @@ import hashlib
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
 from tqdm import tqdm
 
-from gpu_als.data.interactions import Interactions
+from gpu_als.data.ids import IdMap
+from gpu_als.data.interactions import Interactions, encode
 from gpu_als.data.matrix import check_index_array
 from gpu_als.data.shards.array_files import map_array, open_file
 from gpu_als.data.shards.id_files import read_ids
@@ -177,6 +178,19 @@ class ShardedMatrix:
             numbers = range(*numbers.indices(n_users))
         numbers = check_index_array(numbers, n_users, name="numbers")
         return read_rows(self.users, numbers, self.folder / SIDES[0])
+
+    def encode(
+        self,
+        users: Any,
+        items: Any,
+        ratings: Any = None,
+        *,
+        unknown: Literal["raise", "drop"] = "raise",
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Express other ratings in rows and columns; see :meth:`gpu_als.Interactions.encode`."""
+        n_users, n_items = self.shape
+        maps = IdMap(self.user_ids, n_users), IdMap(self.item_ids, n_items)
+        return encode(maps, users, items, ratings, unknown=unknown, dtype=self.dtype)
 
     def verify(self, *, show_progress: bool = True) -> None:
         """Read every file and compare its checksum with that in the manifest.
