@@ -24,7 +24,7 @@ from gpu_als.side import Rows, Side
 from gpu_als.solvers import Solver
 from gpu_als.solving import solve_parts
 
-__all__ = ["Engine", "LocalEngine", "Model", "Sweeps"]
+__all__ = ["Engine", "Factors", "LocalEngine", "Model", "OnDevice", "Solvers", "Sweeps"]
 
 Factors = tuple[Any, Any]
 Solvers = tuple[Solver, Solver]
@@ -166,7 +166,7 @@ class _LocalSweeps:
         self._backend, self._solvers, self._bias = backend, solvers, model.bias
         self._factors = self.take(model.factors)
         dtype = model.user_factors.dtype
-        self._parts = [_OnDevice(backend, side, dtype, stay=stay) for side in sides]
+        self._parts = [OnDevice(backend, side, dtype, stay=stay) for side in sides]
 
     def half_sweep(self, side: int) -> HalfSweepStats:
         solved, fixed = self._factors[side], self._factors[1 - side]
@@ -192,7 +192,7 @@ class _LocalSweeps:
         return self._backend.workspace_bytes()
 
 
-class _OnDevice:
+class OnDevice:
     """The parts of a side on the device: they stay there, or pass through in every half-sweep."""
 
     def __init__(self, backend: Backend, side: Side, dtype: np.dtype, *, stay: bool) -> None:

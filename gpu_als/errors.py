@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "BackendError",
     "CheckpointError",
+    "ClusterError",
     "DownloadError",
     "GpuAlsError",
     "IdRangeError",
@@ -53,6 +54,10 @@ class NotFittedError(GpuAlsError, ValueError, AttributeError):
 
 class BackendError(GpuAlsError, RuntimeError):
     """The requested device cannot be used. The message says what to install."""
+
+
+class ClusterError(GpuAlsError, RuntimeError):
+    """Workers of a cluster, or all of it, were lost for good. The message says how to go on."""
 
 
 class ModelFitError(GpuAlsError):

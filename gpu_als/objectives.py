@@ -7,20 +7,31 @@ of one side into a :class:`~gpu_als.row_problem.RowProblem`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.data.cutting import cut_rows
 from gpu_als.data.packing import pack_rows
 from gpu_als.row_problem import Array, RowProblem, SparseRows
 
 __all__ = ["IALS", "Dense", "Explicit", "Implicit", "Objective", "count_entries"]
 
+_BLOCK = 1 << 20
+"""Entries looked at together, so that what that takes is small beside the entries."""
+
 
 class Objective(Protocol):
     """What the training loop asks of an objective."""
+
+    @property
+    def base_weight(self) -> float:
+        """The base of all rows is so many times ``fixed^T fixed``; 0 where they have none."""
+        ...
 
     def row_problem(
         self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
@@ -71,6 +82,11 @@ class Explicit:
     count_scaled: bool = True
     mean: float = 0.0
 
+    @property
+    def base_weight(self) -> float:
+        """See :class:`Objective`."""
+        return 0.0
+
     def weigh(
         self, xp: Any, values: Array, weights: Array | None
     ) -> tuple[Array | None, Array | None, Array]:
@@ -91,7 +107,9 @@ class Explicit:
         if self.count_scaled:
             ridge = ridge * np.maximum(counts, 1)
         packing = pack_rows(counts, n_factors, batch_elements)
-        return RowProblem(rows, packing, self.weigh, 0.0, ridge, None, squared_loss=True)
+        return RowProblem(
+            rows, packing, self.weigh, self.base_weight, ridge, None, squared_loss=True
+        )
 
     def constant(self, rows: SparseRows | np.ndarray) -> float:
         """See :class:`Objective`."""
@@ -116,6 +134,11 @@ class Implicit:
     regularization: float
     alpha: float = 1.0
 
+    @property
+    def base_weight(self) -> float:
+        """See :class:`Objective`."""
+        return 1.0
+
     def weigh(
         self, xp: Any, values: Array, weights: Array | None
     ) -> tuple[Array | None, Array | None, Array]:
@@ -134,17 +157,30 @@ class Implicit:
     ) -> RowProblem:
         """See :class:`Objective`."""
         assert isinstance(rows, SparseRows)
-        confidence = np.abs(rows.values * rows.values.dtype.type(self.alpha))
-        gram, linear = _split(rows, confidence == 1, self.alpha)
-        kept = confidence != 1
-        negative = (confidence < 1)[kept]
-        indefinite = _rows_with(negative, gram.indptr) if negative.any() else None
+        gram, linear = _split(rows, self._where(np.equal, rows.values), self.alpha)
+        negative = self._where(np.less, gram.values)
+        indefinite = np.diff(_flagged_before(negative, gram.indptr)) > 0 if negative.any() else None
         packing = pack_rows(count_entries(gram), n_factors, batch_elements, indefinite=indefinite)
         if linear is not None:
             linear = linear[np.append(packing.order, packing.long_rows).astype(np.int64)]
         return RowProblem(
-            gram, packing, self.weigh, 1.0, float(self.regularization), linear, squared_loss=False
+            gram,
+            packing,
+            self.weigh,
+            self.base_weight,
+            float(self.regularization),
+            linear,
+            squared_loss=False,
         )
+
+    def _where(self, compare: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
+        """Compare each value's confidence with 1, with no other array of their length."""
+        flags = np.empty(len(values), bool)
+        for start in range(0, len(values), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            confidence = np.abs(values[block] * values.dtype.type(self.alpha))
+            flags[block] = compare(confidence, 1)
+        return flags
 
     def constant(self, rows: SparseRows | np.ndarray) -> float:
         """``sum c p^2``: the confidences of the liked cells."""
@@ -184,6 +220,11 @@ class IALS:
     unobserved_weight: float = 1.0
     exponent: float = 0.0
 
+    @property
+    def base_weight(self) -> float:
+        """See :class:`Objective`."""
+        return self.unobserved_weight
+
     def weigh(
         self, xp: Any, values: Array, weights: Array | None
     ) -> tuple[Array | None, Array | None, Array]:
@@ -209,7 +250,7 @@ class IALS:
                 ridge = ridge * np.where(cells > 0, cells, 1) ** self.exponent
         packing = pack_rows(counts, n_factors, batch_elements)
         return RowProblem(
-            rows, packing, self.weigh, self.unobserved_weight, ridge, None, squared_loss=True
+            rows, packing, self.weigh, self.base_weight, ridge, None, squared_loss=True
         )
 
     def constant(self, rows: SparseRows | np.ndarray) -> float:
@@ -227,6 +268,11 @@ class Dense:
     """
 
     regularization: float | tuple[float, float]
+
+    @property
+    def base_weight(self) -> float:
+        """See :class:`Objective`."""
+        return 1.0
 
     def weigh(
         self, xp: Any, values: Array, weights: Array | None
@@ -251,7 +297,9 @@ class Dense:
             count_entries(none), n_factors, batch_elements, row_overhead=2 * n_fixed
         )
         ridge = _by_side(self.regularization, side)
-        return RowProblem(none, packing, self.weigh, 1.0, ridge, rows, squared_loss=True)
+        return RowProblem(
+            none, packing, self.weigh, self.base_weight, ridge, rows, squared_loss=True
+        )
 
     def constant(self, rows: SparseRows | np.ndarray) -> float:
         """See :class:`Objective`."""
@@ -264,7 +312,7 @@ def _split(
     """Set the entries with gram weight 0 apart, as a matrix of their target weights."""
     if not is_linear.any():
         return rows, None
-    before = np.concatenate([[0], np.cumsum(is_linear, dtype=np.int64)])[rows.indptr]
+    before = _flagged_before(is_linear, rows.indptr)
     kept = ~is_linear
     gram = SparseRows(
         rows.indptr - before, rows.indices[kept], rows.values[kept], None, rows.n_fixed
@@ -276,6 +324,13 @@ def _split(
     return gram, linear
 
 
-def _rows_with(flags: np.ndarray, indptr: np.ndarray) -> np.ndarray:
-    """Return for each row whether any of its entries is flagged."""
-    return np.diff(np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])[indptr]) > 0
+def _flagged_before(flags: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Return how many entries before each row are flagged, int64, shape (n_rows + 1,)."""
+    before = np.zeros(len(indptr), np.int64)
+    bounds = cut_rows(np.diff(indptr), _BLOCK, 1, 0)
+    for first, last in pairwise(bounds):
+        ends = indptr[first : last + 1]
+        within = np.cumsum(flags[ends[0] : ends[-1]], dtype=np.int64)
+        within = np.append(0, within)[ends[1:] - ends[0]]
+        before[first + 1 : last + 1] = before[first] + within
+    return before

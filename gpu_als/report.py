@@ -27,6 +27,9 @@ class FitReport:
         "nnls", "long", "shared", "rescued" (docs/solvers.md).
     launches : int
         Launches of GPU kernels of our own in the last iteration.
+    transferred : list of (int, int)
+        Bytes of factors that workers fetched from one another for each iteration's user and item
+        half-sweep; zeros where one process does it all.
     singular_rows : int
         Rows with a singular system in the last iteration; they kept their former values.
     max_residual : float
@@ -49,6 +52,7 @@ class FitReport:
     user_rows: Counter[str] = field(default_factory=Counter)
     item_rows: Counter[str] = field(default_factory=Counter)
     launches: int = 0
+    transferred: list[tuple[int, int]] = field(default_factory=list)
     singular_rows: int = 0
     max_residual: float = 0.0
     workspace_bytes: int = 0
@@ -69,7 +73,8 @@ class FitReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers, lists and dicts, ready for JSON."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        plain["seconds"] = [list(pair) for pair in self.seconds]
+        for name in ("seconds", "transferred"):
+            plain[name] = [list(pair) for pair in plain[name]]
         plain["user_rows"], plain["item_rows"] = dict(self.user_rows), dict(self.item_rows)
         return plain
 
@@ -78,6 +83,7 @@ class FitReport:
         """Return the report that :meth:`to_dict` was called on."""
         report = cls(**plain)
         report.seconds = [(float(users), float(items)) for users, items in report.seconds]
+        report.transferred = [(int(users), int(items)) for users, items in report.transferred]
         report.user_rows, report.item_rows = Counter(report.user_rows), Counter(report.item_rows)
         return report
 
@@ -98,6 +104,9 @@ class FitReport:
             lines.append(f"{side}: " + ", ".join(f"{n} {way}" for way, n in sorted(rows.items())))
         if self.launches:
             lines.append(f"{self.launches} kernel launches in each iteration")
+        if any(map(sum, self.transferred)):
+            most = " and ".join(f"{max(side):,}" for side in zip(*self.transferred, strict=True))
+            lines.append(f"up to {most} bytes between workers for users and for items")
         if not {"cg"} >= (self.user_rows | self.item_rows).keys():
             lines.append(f"largest relative residual {self.max_residual:.1e}")
         if self.singular_rows:

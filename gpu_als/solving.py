@@ -45,8 +45,12 @@ def solve_parts(
     *,
     bias: bool = False,
     frame: Frame | None = None,
+    gram: Array | None = None,
 ) -> HalfSweepStats:
-    """Run one half-sweep whose rows come in parts; see :func:`solve_side`."""
+    """Run one half-sweep whose rows come in parts; see :func:`solve_side`.
+
+    ``gram`` is ``fixed^T fixed`` in float64, if that is known already.
+    """
     offset = None
     if bias:
         offset = fixed[:, -1].copy()
@@ -58,7 +62,7 @@ def solve_parts(
             problem = problem.with_offset(offset)
         if frame is None:
             rotate = not isinstance(solver, NonNegative)
-            frame = make_frame(backend, problem, fixed, rotate=rotate)
+            frame = make_frame(backend, problem, fixed, rotate=rotate, known_gram=gram)
         own = replace(frame, ridge=problem.ridge)
         stats.add(half_sweep(backend, problem, own, solved[place], solver))
         stats.penalty += _penalty(backend.xp, problem, solved[place])

@@ -194,6 +194,7 @@ def _record(
     report.seconds.append(seconds)
     report.user_rows, report.item_rows = users.paths, items.paths
     report.singular_rows = users.singular + items.singular
+    report.transferred.append((users.transferred, items.transferred))
     report.launches = users.launches + items.launches
     report.max_residual = max(report.max_residual, users.residual, items.residual)
 

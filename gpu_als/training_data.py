@@ -98,7 +98,11 @@ class InMemory(TrainingData):
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`TrainingData`."""
-        items = np.bincount(self.matrix.indices, minlength=self.shape[1])
+        indices, n_items = self.matrix.indices, self.shape[1]
+        items = np.zeros(n_items, np.int64)
+        step = max(_BLOCK, n_items)  # bincount copies what it counts as int64
+        for start in range(0, len(indices), step):
+            items += np.bincount(indices[start : start + step], minlength=n_items)
         return np.diff(self.matrix.indptr), items
 
     def fingerprint(self) -> str:
@@ -107,13 +111,16 @@ class InMemory(TrainingData):
 
     def engine(self, objective: Objective, n_factors: int, backend: BackendChoice) -> Engine:
         """See :class:`TrainingData`; each side is one part."""
+        return LocalEngine.of(self.rows(), objective, n_factors, backend)
+
+    def rows(self) -> tuple[WholeRows, WholeRows]:
+        """Return those of the users and those of the items."""
         users = WholeRows.of(SparseRows.from_csr(self.matrix, self.weights))
         item_users, item_weights = self.matrix.T.tocsr(), None
         if self.weights is not None:
             by_user = (self.weights, self.matrix.indices, self.matrix.indptr)
             item_weights = sp.csr_matrix(by_user, shape=self.shape).T.tocsr().data
-        items = WholeRows.of(SparseRows.from_csr(item_users, item_weights))
-        return LocalEngine.of((users, items), objective, n_factors, backend)
+        return users, WholeRows.of(SparseRows.from_csr(item_users, item_weights))
 
 
 class OnDisk(TrainingData):

@@ -34,6 +34,7 @@ FLOORS = {
     "gpu_als.evaluation": 5,
     "gpu_als.distributed": 5,
     "gpu_als.estimators": 6,
+    "gpu_als.dask": 7,
     "gpu_als": 7,
     "gpu_als.cli": 8,
     "gpu_als.__main__": 9,

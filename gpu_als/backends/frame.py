@@ -109,17 +109,25 @@ def gram(ops: Ops, factors: Array) -> Array:
     return total
 
 
-def make_frame(ops: Ops, problem: RowProblem, fixed: Array, *, rotate: bool) -> Frame:
+def make_frame(
+    ops: Ops,
+    problem: RowProblem,
+    fixed: Array,
+    *,
+    rotate: bool,
+    known_gram: Array | None = None,
+) -> Frame:
     """Choose the coordinates of one half-sweep.
 
     ``rotate`` is False for solvers that are tied to the original coordinates (x >= 0).
+    ``known_gram`` is what :func:`gram` would return for the fixed side, if that is known already.
     """
     xp = ops.xp
     ridge = problem.ridge
     if problem.base_weight == 0:
         return Frame(fixed, None, None, None, None, ridge)
     # One k x k problem: float64 keeps the small eigenvalues, on which the scaling rests.
-    base = problem.base_weight * gram(ops, fixed)
+    base = problem.base_weight * (gram(ops, fixed) if known_gram is None else known_gram)
     eigenvalues = None
     if isinstance(ridge, float):
         factor, smallest, largest = _cholesky(xp, base + ridge * xp.eye(len(base)))

@@ -35,6 +35,8 @@ class HalfSweepStats:
         ``sum_u ridge_u |x_u|^2`` over the solved rows.
     launches : int
         Launches of kernels of our own, on a GPU.
+    transferred : int
+        Bytes of the fixed side that workers had to fetch from others, in a cluster.
     """
 
     paths: Counter[str] = field(default_factory=Counter)
@@ -43,6 +45,7 @@ class HalfSweepStats:
     objective: float = 0.0
     penalty: float = 0.0
     launches: int = 0
+    transferred: int = 0
 
     def add(self, other: HalfSweepStats) -> None:
         """Add the statistics of other rows."""
@@ -52,3 +55,4 @@ class HalfSweepStats:
         self.objective += other.objective
         self.penalty += other.penalty
         self.launches += other.launches
+        self.transferred += other.transferred

@@ -1,0 +1,1 @@
+"""The same half-sweeps on the workers of a Dask cluster."""

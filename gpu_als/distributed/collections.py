@@ -1,0 +1,281 @@
+"""Collections of Dask as a source of rows: sorted out by user and by item, on the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
+
+import dask
+import numpy as np
+import scipy.sparse as sp
+from distributed import Client, Future
+
+from gpu_als.data.matrix import as_csr
+from gpu_als.distributed.balance import cut_by_work
+from gpu_als.errors import InputError
+from gpu_als.row_problem import SparseRows
+from gpu_als.side import WholeRows
+
+__all__ = ["CollectionSource", "is_collection"]
+
+T = TypeVar("T")
+_NUMBERS = "row numbers from 0; encode ids first, for example as categories"
+
+
+class Triples(NamedTuple):
+    """Entries of one block.
+
+    Attributes
+    ----------
+    users, items : int64 array
+    values : float64 array
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    values: np.ndarray
+
+
+def is_collection(interactions: Any) -> bool:
+    """Tell whether this is a Dask DataFrame or array."""
+    known: bool = dask.is_dask_collection(interactions)
+    return known
+
+
+@dataclass(frozen=True)
+class CollectionSource:
+    """Entries that lie on the workers, by user and by item.
+
+    Attributes
+    ----------
+    shape : (int, int)
+    bounds : pair of tuple of int
+        Where the matrices of either side begin and end.
+    matrices : pair of list of Future
+        Of csr_matrix, each with the rows from one bound to the next.
+    row_counts : pair of int64 array
+    digest : str
+    dtype : dtype
+        That the values are wanted in.
+    """
+
+    shape: tuple[int, int]
+    bounds: tuple[tuple[int, ...], tuple[int, ...]]
+    matrices: tuple[list[Future], list[Future]]
+    row_counts: tuple[np.ndarray, np.ndarray]
+    digest: str
+    dtype: np.dtype = np.dtype(np.float32)  # noqa: RUF009
+
+    @classmethod
+    def of(cls, client: Client, collection: Any, shape: tuple[int, int] | None) -> CollectionSource:
+        """Sort a collection out.
+
+        Parameters
+        ----------
+        client : distributed.Client
+        collection : Dask DataFrame or array
+        shape : (int, int), optional
+            Of a DataFrame.
+        """
+        n_parts = 2 * len(client.nthreads())
+        if hasattr(collection, "partitions") and hasattr(collection, "columns"):
+            blocks = client.compute(_frame_blocks(collection))
+            largest = client.gather(client.map(_largest, blocks, pure=False))
+            found = tuple(int(n) + 1 for n in np.max(largest, axis=0))
+            shape = _checked_shape(shape, found)
+        else:
+            if shape is not None:
+                raise InputError("shape goes with a Dask DataFrame; an array has its own")
+            blocks = client.compute(_array_blocks(collection))
+            shape = collection.shape
+        if 0 in shape:
+            raise InputError(f"interactions: found shape {shape}; there must be a user and an item")
+        bounds, matrices, lengths = [], [], []
+        for side in (0, 1):
+            counts = sum(client.gather(client.map(_count, blocks, side=side, n=shape[side])))
+            ends = cut_by_work(counts + 1.0, n_parts)
+            cut = [client.submit(_sort_out, block, side, ends, pure=False) for block in blocks]
+            rows = []
+            for number, (first, last) in enumerate(pairwise(ends)):
+                picked = [client.submit(_pick, each, number, pure=False) for each in cut]
+                where = first, last, side, shape
+                rows.append(client.submit(_assemble, picked, *where, pure=False))
+            bounds.append(ends)
+            matrices.append(rows)
+            lengths.append(np.concatenate(client.gather(client.map(_row_counts, rows, pure=False))))
+        digests = client.map(_digest, matrices[0], bounds[0][:-1], pure=False)
+        digest = f"{sum(client.gather(digests)) % 2**64:016x}"
+        return cls(
+            (int(shape[0]), int(shape[1])),
+            (bounds[0], bounds[1]),
+            (matrices[0], matrices[1]),
+            (lengths[0], lengths[1]),
+            digest,
+        )
+
+    @property
+    def nnz(self) -> int:
+        """See :class:`~gpu_als.distributed.sources.Source`."""
+        return int(self.row_counts[0].sum())
+
+    @property
+    def ids(self) -> tuple[None, None]:
+        """Numbers are the ids."""
+        return None, None
+
+    def astype(self, dtype: np.dtype) -> CollectionSource:
+        """See :class:`~gpu_als.distributed.sources.Source`."""
+        return replace(self, dtype=np.dtype(dtype))
+
+    def each(self, client: Client, function: Callable[[int, SparseRows], T]) -> list[T]:
+        """See :class:`~gpu_als.distributed.sources.Source`; workers do it."""
+        futures = [
+            client.submit(_look, matrix, first, self.dtype, function, pure=False)
+            for matrix, first in zip(self.matrices[0], self.bounds[0], strict=False)
+        ]
+        found: list[T] = client.gather(futures)
+        return found
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`~gpu_als.distributed.sources.Source`."""
+        return self.row_counts
+
+    def fingerprint(self) -> str:
+        """See :class:`~gpu_als.distributed.sources.Source`."""
+        return self.digest
+
+    def rows(self, client: Client, side: int, first: int, last: int) -> Future:
+        """See :class:`~gpu_als.distributed.sources.Source`."""
+        begins, matrices = [], []
+        for matrix, (start, stop) in zip(
+            self.matrices[side], pairwise(self.bounds[side]), strict=True
+        ):
+            if start < last and first < stop:
+                begins.append(start)
+                matrices.append(matrix)
+        cut = first - begins[0], last - begins[0]
+        return client.submit(_rows_between, matrices, *cut, self.dtype, pure=False)
+
+
+def _checked_shape(given: Any, found: tuple[int, ...]) -> tuple[int, int]:
+    if given is None:
+        return found[0], found[1]
+    whole = isinstance(given, tuple) and len(given) == 2
+    if not whole or any(n < least for n, least in zip(given, found, strict=True)):
+        raise InputError(f"shape: found {given!r}; the interactions need at least {found}")
+    return int(given[0]), int(given[1])
+
+
+def _frame_blocks(frame: Any) -> list[Any]:
+    if len(frame.columns) not in (2, 3):
+        raise InputError(
+            f"interactions: found the columns {list(frame.columns)}; pass a DataFrame of user, "
+            "item and perhaps value, such as frame[['user', 'item', 'rating']]"
+        )
+    return [dask.delayed(_of_frame)(partition) for partition in frame.to_delayed()]
+
+
+def _array_blocks(array: Any) -> list[Any]:
+    if getattr(array, "ndim", 0) != 2:
+        raise InputError("interactions: pass a Dask DataFrame, or a Dask array of two dimensions")
+    if any(np.isnan(size) for sizes in array.chunks for size in sizes):
+        raise InputError(
+            "interactions: blocks of unknown size; call compute_chunk_sizes() on the array first"
+        )
+    firsts = [np.append(0, np.cumsum(sizes)) for sizes in array.chunks]
+    grid = array.to_delayed()
+    return [
+        dask.delayed(_of_array)(grid[row, column], int(firsts[0][row]), int(firsts[1][column]))
+        for row in range(grid.shape[0])
+        for column in range(grid.shape[1])
+    ]
+
+
+def _of_frame(frame: Any) -> Triples:
+    columns = [frame[name].to_numpy() for name in frame.columns]
+    for name, column in zip(frame.columns[:2], columns, strict=False):
+        if column.dtype.kind not in "iu":
+            raise InputError(f"interactions: column {name!r} holds {column.dtype}; pass {_NUMBERS}")
+        if column.min(initial=0) < 0:
+            raise InputError(f"interactions: column {name!r} holds {column.min()}; pass {_NUMBERS}")
+    users, items = (column.astype(np.int64) for column in columns[:2])
+    if len(columns) == 2:
+        return Triples(users, items, np.ones(len(users)))
+    if columns[2].dtype.kind not in "biuf":
+        raise InputError(
+            f"interactions: column {frame.columns[2]!r} holds {columns[2].dtype}; pass numbers"
+        )
+    return Triples(users, items, columns[2].astype(np.float64))
+
+
+def _of_array(block: Any, first_user: int, first_item: int) -> Triples:
+    entries = as_csr(block, name="interactions", dtype=np.float64).tocoo()
+    users, items = entries.row.astype(np.int64), entries.col.astype(np.int64)
+    return Triples(users + first_user, items + first_item, entries.data)
+
+
+def _largest(block: Triples) -> tuple[int, int]:
+    return int(block.users.max(initial=-1)), int(block.items.max(initial=-1))
+
+
+def _count(block: Triples, side: int, n: int) -> np.ndarray:
+    return np.bincount(block[side], minlength=n)
+
+
+def _sort_out(block: Triples, side: int, bounds: Sequence[int]) -> list[Triples]:
+    """Return a block's entries by the range that their row is in."""
+    part = np.searchsorted(bounds, block[side], side="right") - 1
+    order = np.argsort(part, kind="stable")
+    ends = np.cumsum(np.bincount(part, minlength=len(bounds) - 1))[:-1]
+    split = (np.split(array[order], ends) for array in block)
+    return [Triples(*each) for each in zip(*split, strict=True)]
+
+
+def _pick(pieces: list[Triples], number: int) -> Triples:
+    return pieces[number]
+
+
+def _assemble(
+    pieces: list[Triples], first: int, last: int, side: int, shape: tuple[int, int]
+) -> sp.csr_matrix:
+    """Return the rows ``first`` to ``last`` of a side."""
+    users, items, values = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    rows, columns = (users, items) if side == 0 else (items, users)
+    size = last - first, shape[1 - side]
+    matrix = sp.coo_matrix((values, (rows - first, columns)), shape=size)
+    return as_csr(matrix, name="interactions", dtype=np.float64)
+
+
+def _row_counts(matrix: sp.csr_matrix) -> np.ndarray:
+    counts: np.ndarray = np.diff(matrix.indptr).astype(np.int64)
+    return counts
+
+
+def _digest(matrix: sp.csr_matrix, first: int) -> int:
+    """Return a sum over entries, so that it does not matter how rows are cut."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.uint64), np.diff(matrix.indptr))
+    with np.errstate(over="ignore"):
+        mixed = (rows + np.uint64(first)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= matrix.indices.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+        mixed ^= matrix.data.view(np.uint64)
+        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(29)
+        return int(mixed.sum(dtype=np.uint64))
+
+
+def _rows_of(matrix: sp.csr_matrix, dtype: np.dtype) -> SparseRows:
+    return SparseRows.from_csr(as_csr(matrix, name="interactions", dtype=dtype))
+
+
+def _look(
+    matrix: sp.csr_matrix, first: int, dtype: np.dtype, function: Callable[[int, SparseRows], T]
+) -> T:
+    return function(first, _rows_of(matrix, dtype))
+
+
+def _rows_between(
+    matrices: list[sp.csr_matrix], first: int, last: int, dtype: np.dtype
+) -> WholeRows:
+    return WholeRows.of(_rows_of(sp.vstack(matrices, format="csr")[first:last], dtype))

@@ -1,0 +1,179 @@
+"""Where the rows of a cluster's fit come from: a matrix of the client, or shards that all can read.
+
+Collections of Dask are in :mod:`gpu_als.distributed.collections`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from distributed import Client
+
+from gpu_als.distributed.balance import cut_by_work
+from gpu_als.row_problem import SparseRows
+from gpu_als.side import Rows, WholeRows
+from gpu_als.training_data import InMemory, OnDisk
+
+__all__ = ["MatrixSource", "ShardSource", "Source"]
+
+T = TypeVar("T")
+Look = Callable[[int, SparseRows], T]
+
+
+class Source(Protocol):
+    """Validated interactions of users with items that workers can get at."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Users and items."""
+        ...
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        ...
+
+    @property
+    def ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The ids of users and items, if they have any."""
+        ...
+
+    def astype(self, dtype: np.dtype) -> Self:
+        """Return the same interactions with their values in another dtype."""
+        ...
+
+    def each(self, client: Client, function: Look[T]) -> list[T]:
+        """See :meth:`gpu_als.training_data.TrainingData.each`."""
+        ...
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of entries of each user and of each item."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return what tells these interactions from others."""
+        ...
+
+    def rows(self, client: Client, side: int, first: int, last: int) -> Any:
+        """Return rows ``first`` to ``last`` of a side: a ``Rows``, or a future of one."""
+        ...
+
+
+@dataclass(frozen=True)
+class MatrixSource:
+    """A matrix in the client's memory; rows are sent with the tasks that need them.
+
+    Attributes
+    ----------
+    data : InMemory
+    """
+
+    data: InMemory
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See :class:`Source`."""
+        return self.data.shape
+
+    @property
+    def nnz(self) -> int:
+        """See :class:`Source`."""
+        return self.data.nnz
+
+    @property
+    def ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See :class:`Source`."""
+        return self.data.user_ids, self.data.item_ids
+
+    def astype(self, dtype: np.dtype) -> MatrixSource:
+        """See :class:`Source`."""
+        return MatrixSource(self.data.astype(dtype))
+
+    def each(self, client: Client, function: Look[T]) -> list[T]:
+        """See :class:`Source`; the client does it."""
+        return self.data.each(function)
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Source`."""
+        return self.data.counts()
+
+    def fingerprint(self) -> str:
+        """See :class:`Source`."""
+        return self.data.fingerprint()
+
+    def rows(self, client: Client, side: int, first: int, last: int) -> Rows:
+        """See :class:`Source`."""
+        some = replace(self._both[side], bounds=(first, last)).part(0)
+        assert isinstance(some, SparseRows)
+        return WholeRows.of(replace(some, indices=some.indices.copy(), values=some.values.copy()))
+
+    @cached_property
+    def _both(self) -> tuple[WholeRows, WholeRows]:
+        return self.data.rows()
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Shards in a folder that the client and all workers see under the same name.
+
+    Attributes
+    ----------
+    data : OnDisk
+    """
+
+    data: OnDisk
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See :class:`Source`."""
+        return self.data.shape
+
+    @property
+    def nnz(self) -> int:
+        """See :class:`Source`."""
+        return self.data.nnz
+
+    @property
+    def ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """See :class:`Source`."""
+        return self.data.user_ids, self.data.item_ids
+
+    def astype(self, dtype: np.dtype) -> ShardSource:
+        """See :class:`Source`."""
+        return ShardSource(self.data.astype(dtype))
+
+    def each(self, client: Client, function: Look[T]) -> list[T]:
+        """See :class:`Source`; workers do it, each for its share of the rows."""
+        counts = self.data.rows[0].counts()
+        bounds = cut_by_work(counts + 1.0, len(client.nthreads()))
+        futures = [
+            client.submit(_look, self.data.rows[0].between(first, last), function, pure=False)
+            for first, last in pairwise(bounds)
+        ]
+        return [result for found in client.gather(futures) for result in found]
+
+    def counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Source`."""
+        return self.data.counts()
+
+    def fingerprint(self) -> str:
+        """See :class:`Source`."""
+        return self.data.fingerprint()
+
+    def rows(self, client: Client, side: int, first: int, last: int) -> Rows:
+        """See :class:`Source`; nothing is read yet."""
+        return self.data.rows[side].between(first, last)
+
+
+def _look(rows: Rows, function: Look[T]) -> list[T]:
+    found = []
+    for number, first in enumerate(rows.bounds[:-1]):
+        part = rows.part(number)
+        assert isinstance(part, SparseRows)
+        found.append(function(first, part))
+    return found
