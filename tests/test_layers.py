@@ -35,9 +35,9 @@ FLOORS = {
     "gpu_als.distributed": 5,
     "gpu_als.estimators": 6,
     "gpu_als.dask": 7,
-    "gpu_als": 7,
-    "gpu_als.cli": 8,
-    "gpu_als.__main__": 9,
+    "gpu_als": 8,
+    "gpu_als.cli": 9,
+    "gpu_als.__main__": 10,
 }
 
 
