@@ -30,6 +30,7 @@ from gpu_als.estimators.params import (
 from gpu_als.estimators.recommending import Recommends, requested_rows
 from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.sides import aligned_weights, fold_in, weighted_sum
+from gpu_als.estimators.warm_start import carry_over, former_rows
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
 from gpu_als.ranking.pairs import check_pairs, pair_scores
@@ -167,6 +168,7 @@ class ExplicitALS(HasParameters, Recommends):
         validation: Any = None,
         callback: Callable[[int, float, float], Any] | None = None,
         show_progress: bool = False,
+        warm_start: bool = False,
         checkpoint: Any = None,
         resume: Any = None,
     ) -> Self:
@@ -188,6 +190,11 @@ class ExplicitALS(HasParameters, Recommends):
             ``callback(iteration, seconds, loss)`` after each iteration; ``report_`` is up to date
             by then. May raise :class:`gpu_als.StopTraining`.
         show_progress : bool
+        warm_start : bool
+            Begin with the factors and biases that the model has. With ids in the model and in the
+            ratings, known users and items keep theirs, new ones get drawn factors, and those that
+            are gone are dropped. Without ids rows are known by their numbers: there may be more
+            than before, not fewer.
         checkpoint : path or Checkpoint, optional
             Where, and how often, to save the state of the fit.
         resume : path or bool, optional
@@ -204,11 +211,14 @@ class ExplicitALS(HasParameters, Recommends):
         Raises
         ------
         InputError
-            Ratings or a parameter cannot be used; the message says why.
+            Ratings, a parameter or the factors to start from cannot be used; the message says why.
+        NotFittedError
+            With ``warm_start``: the model has no factors yet.
         CheckpointError
             The saved state is damaged, or of a fit with other parameters or data, or of more
             iterations.
         """
+        former = self._former() if check_flag(warm_start, name="warm_start") else None
         data = as_training_data(ratings, name="ratings", dtype=self.dtype)
         weights = None
         if sample_weight is not None:
@@ -243,7 +253,7 @@ class ExplicitALS(HasParameters, Recommends):
             tuple((size, self._width) for size in data.shape),
             bias=self.bias,
         )
-        model = start.model or self._start(data)
+        model = start.model or self._start(data, former)
         self.report_ = start.report
         schedule = Schedule(self.iterations, self.tol, self.patience)
         if self.patience is not None and validate is None:
@@ -435,25 +445,69 @@ class ExplicitALS(HasParameters, Recommends):
         items = np.column_stack([self.item_factors, self.item_biases, ones])
         return backend.from_host(users), backend.from_host(items)
 
+    def _is_nonnegative(self, side: str) -> bool:
+        return self.nonnegative is True or self.nonnegative == side
+
     def _solver(self, side: str) -> Solver:
-        if self.nonnegative is True or self.nonnegative == side:
+        if self._is_nonnegative(side):
             return NonNegative(free_columns=int(self.bias))
         return as_solver(self.solver)
 
-    def _start(self, data: TrainingData) -> Model:
-        """Draw initial factors; rows without ratings start, and stay, at zero."""
+    def _former(self) -> Self:
+        """Return the model as it is now, once checked, for a fit to start from."""
+        former = self._snapshot()
+        former._check_fitted()
+        if former._trained != (self.factors, self.bias):
+            raise InputError(
+                "warm_start: factors or bias were changed by set_params after training; set them "
+                "back, or fit with warm_start=False"
+            )
+        for side, factors in zip(_SIDES, (former.user_factors, former.item_factors), strict=True):
+            if self._is_nonnegative(side) and factors.min(initial=0) < 0:
+                raise InputError(
+                    f"warm_start: the model's factors of {side} are negative in places, which "
+                    f"nonnegative={self.nonnegative!r} forbids; fit with warm_start=False"
+                )
+        return former
+
+    def _start(self, data: TrainingData, former: Self | None) -> Model:
+        """Return the factors to start from: those of a former model, and drawn ones for the rest.
+
+        Rows without ratings start, and stay, at zero.
+        """
+        before: tuple[Any, Any] = (None, None)
+        rows = before
+        if former is not None:
+            rows = former_rows(
+                (former.user_factors, former.item_factors),
+                (former.user_ids, former.item_ids),
+                data,
+                self.factors,
+                name="ratings",
+                remedy="fit with warm_start=False",
+            )
+            before = (
+                self._with_biases(former.user_factors, former.user_biases),
+                self._with_biases(former.item_factors, former.item_biases),
+            )
         rng = check_random_state(self.random_state)
-        sides = []
-        for side, size in zip(_SIDES, data.shape, strict=True):
-            factors = rng.standard_normal((size, self._width)) * (0.1 / np.sqrt(self.factors))
-            if self.nonnegative is True or self.nonnegative == side:
-                factors = np.abs(factors)
-            if self.bias:
-                factors[:, -1] = 0
-            sides.append(factors.astype(self.dtype))
+        sides = [
+            carry_over(factors, known, size, partial(self._draw, rng, side))
+            for side, factors, known, size in zip(_SIDES, before, rows, data.shape, strict=True)
+        ]
         for factors, counts in zip(sides, data.counts(), strict=True):
             factors[counts == 0] = 0
         return Model(sides[0], sides[1], self.bias)
+
+    def _draw(self, rng: Any, side: str, n_rows: int) -> np.ndarray:
+        """Draw initial factors of new rows, with a bias of zero."""
+        factors = rng.standard_normal((n_rows, self._width)) * (0.1 / np.sqrt(self.factors))
+        if self._is_nonnegative(side):
+            factors = np.abs(factors)
+        if self.bias:
+            factors[:, -1] = 0
+        drawn: np.ndarray = factors.astype(self.dtype)
+        return drawn
 
     def _check_unchanged(self) -> None:
         """Refuse a model whose shape set_params has changed since it was trained."""

@@ -28,6 +28,7 @@ from gpu_als.estimators.params import (
 )
 from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.similar import FindsSimilar
+from gpu_als.estimators.warm_start import carry_over, former_rows
 from gpu_als.objectives import IALS, Implicit
 from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, SparseRows
@@ -156,6 +157,10 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
     ) -> None:
         """Train on a matrix of interactions, from the present factors where there are some.
 
+        With ids in the model and in the data, users and items that are known keep their factors,
+        those that are new get drawn ones, and those that are gone are dropped. Without ids rows
+        are known by their numbers: there may be more than before, not fewer.
+
         Parameters
         ----------
         user_items : sparse matrix, array, Interactions or ShardedMatrix, shape (n_users, n_items)
@@ -175,7 +180,8 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         Raises
         ------
         InputError
-            The matrix or a parameter cannot be used; the message says why.
+            The matrix, a parameter or the factors to start from cannot be used; the message says
+            why.
         ModelFitError
             The factors to start from hold NaN or inf.
         CheckpointError
@@ -199,7 +205,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             {"user_items": data.fingerprint},
             tuple((size, self.factors) for size in data.shape),
         )
-        model = start.model or self._start(*data.shape)
+        model = start.model or self._start(data)
         self.report_ = start.report
         callback = callback or self.fit_callback
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
@@ -260,31 +266,31 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             )
         return as_training_data(user_items, name="user_items", dtype=self.dtype)
 
-    def _start(self, n_users: int, n_items: int) -> Model:
+    def _start(self, data: TrainingData) -> Model:
         """Return the factors to start from: those that are there, once checked, or drawn ones."""
-        sides = []
-        rng = check_random_state(self.random_state)
-        for name, size in (("user_factors", n_users), ("item_factors", n_items)):
-            factors = getattr(self, name)
-            if factors is None:
-                drawn = rng.random((size, self.factors), dtype=self.dtype.type)
-                sides.append(drawn * self.dtype.type(0.01))
-                continue
-            factors = np.asarray(factors)
-            if factors.dtype.kind not in "fiu":
+        model = self._snapshot()
+        users, items = (None if one is None else np.asarray(one) for one in model._factors)
+        for name, factors in (("user_factors", users), ("item_factors", items)):
+            if factors is not None and factors.dtype.kind not in "fiu":
                 raise InputError(f"{name} must be an array of numbers, not of {factors.dtype}")
-            if factors.shape != (size, self.factors):
-                hint = ""
-                if np.shape(self.user_factors)[:1] == (n_items,):
-                    hint = " (the matrix seems to be transposed: it must be users x items)"
-                raise InputError(
-                    f"{name} has shape {factors.shape}, but user_items of shape "
-                    f"{(n_users, n_items)} and factors={self.factors} need "
-                    f"{(size, self.factors)}{hint}; set it to None to start afresh"
-                )
-            # a copy: training works in place, and the caller may hold the former factors
-            sides.append(np.array(factors, self.dtype, order="C"))
-        return Model(*sides)
+        rows = former_rows(
+            (users, items),
+            (model.user_ids, model.item_ids),
+            data,
+            self.factors,
+            name="user_items",
+            remedy="set it to None to start afresh",
+        )
+        rng = check_random_state(self.random_state)
+
+        def draw(n_rows: int) -> np.ndarray:
+            drawn = rng.random((n_rows, self.factors), dtype=self.dtype.type)
+            return drawn * self.dtype.type(0.01)
+
+        return Model(
+            carry_over(users, rows[0], data.shape[0], draw),
+            carry_over(items, rows[1], data.shape[1], draw),
+        )
 
     def _queries(
         self, backend: Backend, ids: np.ndarray, rows: sp.csr_matrix | None
