@@ -10,6 +10,7 @@ from helpers import nonnegative_minimiser, random_ratings
 
 from gpu_als import ExplicitALS, Interactions, StopTraining, solvers
 from gpu_als.backends.numpy.reference import objective_value, row_system, solve_row
+from gpu_als.data.ids import IdMap
 from gpu_als.errors import (
     IdRangeError,
     InputError,
@@ -17,6 +18,7 @@ from gpu_als.errors import (
     ModelFitError,
     NotFittedError,
 )
+from gpu_als.estimators import external_ids
 
 RATINGS = random_ratings(30, 20, 0.4, 71)
 EXACT = {"dtype": np.float64, "random_state": 7, "iterations": 4}
@@ -771,6 +773,26 @@ def test_ids_of_users_and_items():
         model.user_index([30])
 
 
+def test_ids_are_numbered_once_for_many_lookups(monkeypatch):
+    """A map of a million ids takes a second."""
+    made = []
+
+    def number(ids, size):
+        made.append(ids)
+        return IdMap(ids, size)
+
+    monkeypatch.setattr(external_ids, "IdMap", number)
+    ratings = Interactions.from_triples(["b", "a", "c"], [30, 10, 20], [5.0, 3.0, 1.0])
+    model = ExplicitALS(2, random_state=1).fit(ratings)
+    for user in "abca":
+        model.user_index([user])
+        model.item_index([20])
+    assert len(made) == 2
+    others = Interactions.from_triples(["x", "a", "y"], [30, 10, 20], [5.0, 3.0, 1.0])
+    model.fit(others)
+    np.testing.assert_array_equal(model.user_index(["y", "x"]), [2, 1])
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -801,7 +823,8 @@ def test_predict_wants_pairs():
 
 
 @pytest.mark.parametrize(
-    "params", [*VARIANTS.values(), {"dtype": np.float32, "random_state": None}]
+    "params",
+    [*VARIANTS.values(), {"dtype": np.float32, "random_state": None}, {"random_state": 3**99}],
 )
 def test_save_and_load(tmp_path, params):
     model = fit(**params)

@@ -52,7 +52,8 @@ def explicit(ratings=PLAYS, **options):
 
 
 def with_ids(plays, letter):
-    users, items = ([f"{letter}{n}" for n in range(size)] for size in plays.shape)
+    """Name users and items after a letter, but for the first, which a fit to go on with knows."""
+    users, items = (["first", *(f"{letter}{n}" for n in range(1, size))] for size in plays.shape)
     return Interactions(plays, users, items)
 
 

@@ -10,10 +10,11 @@ import scipy.sparse as sp
 
 from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.errors import InputError
-from gpu_als.estimators.factors import HasFactors, of_one_moment
+from gpu_als.estimators.factors import HasFactors
 from gpu_als.estimators.new_rows import check_confidences
 from gpu_als.estimators.params import check_integer
 from gpu_als.estimators.recommending import requested_rows
+from gpu_als.estimators.snapshots import of_one_moment
 from gpu_als.objectives import IALS, Implicit
 from gpu_als.row_problem import SparseRows
 

@@ -18,7 +18,6 @@ from gpu_als.data.shards import ShardedMatrix
 from gpu_als.data.splits import check_random_state
 from gpu_als.engine import Model
 from gpu_als.errors import InputError, ModelFileError
-from gpu_als.estimators.factors import of_one_moment
 from gpu_als.estimators.params import (
     HasParameters,
     check_dtype,
@@ -30,6 +29,8 @@ from gpu_als.estimators.params import (
 from gpu_als.estimators.recommending import Recommends, requested_rows
 from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.sides import aligned_weights, fold_in, weighted_sum
+from gpu_als.estimators.snapshots import of_one_moment
+from gpu_als.estimators.stored_seed import read_seed, stored_seed
 from gpu_als.estimators.warm_start import carry_over, former_rows
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
@@ -159,6 +160,7 @@ class ExplicitALS(HasParameters, Recommends):
         self.global_mean = 0.0
         self.report_: FitReport | None = None
         self._trained: tuple[int, bool] | None = None
+        self._forget()
 
     def fit(
         self,
@@ -345,8 +347,7 @@ class ExplicitALS(HasParameters, Recommends):
         for name in ("backend", "num_threads", "precision"):  # of this machine, not of the model
             del plain[name]
         plain["dtype"] = self.dtype.name
-        if not isinstance(self.random_state, int | np.integer):
-            plain["random_state"] = None
+        plain["random_state"] = stored_seed(self.random_state)
         if not isinstance(self.solver, str):
             plain["solver"] = None  # an option object; the model is complete without it
         stored = {
@@ -385,7 +386,8 @@ class ExplicitALS(HasParameters, Recommends):
                 for name, value in stored.items()
                 if name.startswith("param_")
             }
-            check_random_state(params.get("random_state"))
+            params["random_state"] = read_seed(params.get("random_state"))
+            check_random_state(params["random_state"])
             if isinstance(params.get("regularization"), list):
                 params["regularization"] = tuple(params["regularization"])
             params.setdefault("scale_regularization", None)

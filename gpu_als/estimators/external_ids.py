@@ -8,11 +8,12 @@ import numpy as np
 
 from gpu_als.data.ids import IdMap
 from gpu_als.errors import InputError, ModelFileError, NotFittedError
+from gpu_als.estimators.snapshots import HasSnapshots, of_one_moment
 
 __all__ = ["HasIds"]
 
 
-class HasIds:
+class HasIds(HasSnapshots):
     """Mixin: a model with factors, and perhaps ids, of users and items."""
 
     user_factors: Any
@@ -40,15 +41,21 @@ class HasIds:
         InputError
             For unknown ids; an :class:`~gpu_als.errors.IdRangeError` where row numbers are ids.
         """
-        self._check_fitted()
-        known = IdMap(self.user_ids, len(self.user_factors))
-        return known.rows(ids, name="user ids", unknown=unknown)
+        return self._rows_of("user", ids, unknown)
 
     def item_index(self, ids: Any, *, unknown: Literal["raise", "drop"] = "raise") -> np.ndarray:
         """Return the column numbers of items given by id, as :meth:`user_index` does for users."""
+        return self._rows_of("item", ids, unknown)
+
+    @of_one_moment
+    def _rows_of(self, side: str, ids: Any, unknown: Literal["raise", "drop"]) -> np.ndarray:
         self._check_fitted()
-        known = IdMap(self.item_ids, len(self.item_factors))
-        return known.rows(ids, name="item ids", unknown=unknown)
+        size = len(getattr(self, f"{side}_factors"))
+        known_ids = getattr(self, f"{side}_ids")
+        known = self._derive(
+            f"map of {side} ids", known_ids, lambda known_ids: IdMap(known_ids, size), given=size
+        )
+        return known.rows(ids, name=f"{side} ids", unknown=unknown)
 
     @staticmethod
     def _ids_of(interactions: Any) -> dict[str, Any]:

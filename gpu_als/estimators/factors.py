@@ -6,61 +6,26 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from gpu_als.backends.ops import Backend
 from gpu_als.errors import BackendError
+from gpu_als.estimators.snapshots import HasSnapshots, of_one_moment
 from gpu_als.ranking.pairs import check_pairs, pair_scores
 from gpu_als.row_problem import Array
 
-__all__ = ["HasFactors", "HasSnapshots", "norms", "of_one_moment"]
+__all__ = ["HasFactors", "norms"]
 
 _SMALLEST_NORM = 1e-10
 """What stands for a norm of zero, as in ``implicit``, so that one can divide by it."""
-
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-class HasSnapshots:
-    """Mixin: a model that other threads may train while it is read.
-
-    Its arrays are replaced and never changed in place, and those that belong together are replaced
-    at one blow. So a method that begins with a snapshot sees one model from beginning to end.
-    """
-
-    def _snapshot(self) -> Self:
-        """Return this model as it is now: a shallow copy."""
-        frozen = object.__new__(type(self))
-        vars(frozen).update(vars(self))
-        return frozen
-
-    def _publish(self, **attributes: Any) -> None:
-        """Replace attributes at one blow."""
-        # One call into C, so no other thread runs between two of them; likewise in a snapshot.
-        vars(self).update(attributes)
-
-
-def of_one_moment(method: Callable[P, T]) -> Callable[P, T]:
-    """Run a method that only reads on a snapshot of its model."""
-
-    @wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        model: Any = args[0]
-        return method(model._snapshot(), *args[1:], **kwargs)  # type: ignore[arg-type]
-
-    return run
 
 
 class HasFactors(HasSnapshots):
     """Mixin: ``user_factors`` and ``item_factors``, on the host or on the GPU.
 
-    Both are held in one tuple that is replaced as a whole. What is worked out from a matrix (norms,
-    Grams) is kept with it, shared by all snapshots, and worked out anew once another matrix has
-    taken its place.
+    Both are held in one tuple that is replaced as a whole.
     """
 
     use_gpu: bool | None
@@ -71,8 +36,8 @@ class HasFactors(HasSnapshots):
         self._forget()
 
     def _forget(self) -> None:
+        super()._forget()
         self._writing = threading.RLock()
-        self._derived: dict[str, tuple[Any, object, Any]] = {}
 
     @property
     def user_factors(self) -> Any:
@@ -82,7 +47,7 @@ class HasFactors(HasSnapshots):
     @user_factors.setter
     def user_factors(self, factors: Any) -> None:
         with self._writing:
-            self._factors = factors, self._factors[1]
+            self._publish(_factors=(factors, self._factors[1]))
 
     @property
     def item_factors(self) -> Any:
@@ -92,7 +57,7 @@ class HasFactors(HasSnapshots):
     @item_factors.setter
     def item_factors(self, factors: Any) -> None:
         with self._writing:
-            self._factors = self._factors[0], factors
+            self._publish(_factors=(self._factors[0], factors))
 
     @property
     def user_norms(self) -> np.ndarray:
@@ -165,19 +130,6 @@ class HasFactors(HasSnapshots):
         with self._writing:
             self._publish(_factors=(users, items), **others)
 
-    def _derive(
-        self, name: str, factors: Any, compute: Callable[[Any], T], given: object = None
-    ) -> T:
-        """Return ``compute(factors)``, from the last time if that was with the same object.
-
-        ``given`` is what else the result depends on.
-        """
-        known = self._derived.get(name)
-        if known is None or known[0] is not factors or known[1] != given:
-            known = self._derived[name] = factors, given, compute(factors)
-        found: T = known[2]
-        return found
-
     def _on_device(self, backend: Backend, side: str, factors: Any) -> Any:
         """Return one side's factors as an array of the backend, uploaded once."""
         return self._derive(f"{side} on {backend.name}", factors, backend.from_host)
@@ -205,17 +157,15 @@ class HasFactors(HasSnapshots):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what to pickle or copy: factors as NumPy arrays, nothing that can be derived."""
-        state = self.__dict__.copy()
-        for name in ("_derived", "_writing"):
-            del state[name]
+        state = super().__getstate__()
+        del state["_writing"]
         state["_factors"] = tuple(
             None if factors is None else np.asarray(factors) for factors in state["_factors"]
         )
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+        super().__setstate__(state)
         # Unpickled where there is no GPU: whatever needs one says so, and to_cpu() helps.
         with contextlib.suppress(BackendError):
             self._place(*self._factors)

@@ -236,7 +236,6 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             keep()
             raise
         self._place(*model.factors, **self._ids_of(data))
-        self._derived.clear()
 
     def _checked(self) -> tuple[Any, Any]:
         model = self._snapshot()

@@ -13,6 +13,7 @@ from gpu_als.errors import InputError, ModelFileError
 from gpu_als.estimators.external_ids import HasIds
 from gpu_als.estimators.factors import HasFactors
 from gpu_als.estimators.params import HasParameters, check_flag, check_integer
+from gpu_als.estimators.stored_seed import read_seed, stored_seed
 
 __all__ = ["StoredAsNpz"]
 
@@ -51,9 +52,7 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
                 raise InputError(f"{name} holds NaN or inf; such a model is not worth keeping")
         plain = {name: getattr(model, name) for name in _PARAMETERS}
         plain["factors"] = users.shape[1]  # set_params may have changed it since
-        seed = plain["random_state"]
-        if not isinstance(seed, int | np.integer):
-            plain["random_state"] = None
+        plain["random_state"] = stored_seed(plain["random_state"])
         plain["dtype"] = model.dtype.name
         plain = {name: value for name, value in plain.items() if value is not None}
         write_arrays(file, arrays | model._ids_to_store() | plain)
@@ -85,7 +84,8 @@ class StoredAsNpz(HasParameters, HasFactors, HasIds):
             values = {name: array.item() for name, array in stored.items()}
             for name in ("use_native", "calculate_training_loss"):
                 check_flag(values.get(name, False), name=name)
-            check_random_state(values.get("random_state"))
+            values["random_state"] = read_seed(values.get("random_state"))
+            check_random_state(values["random_state"])
             steps = check_integer(values.pop("cg_steps", 3), name="cg_steps", at_least=1)
             if values.get("dtype") == "float16":  # of a GPU model of implicit
                 values["dtype"] = "float32"

@@ -11,9 +11,10 @@ from gpu_als.backends.frame import Frame, make_frame
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
 from gpu_als.errors import InputError
-from gpu_als.estimators.factors import HasFactors, of_one_moment
+from gpu_als.estimators.factors import HasFactors
 from gpu_als.estimators.recommending import requested_rows
 from gpu_als.estimators.sides import fold_in
+from gpu_als.estimators.snapshots import of_one_moment
 from gpu_als.objectives import IALS, Implicit
 from gpu_als.row_problem import RowProblem, SparseRows
 from gpu_als.solvers import Cholesky
@@ -190,7 +191,7 @@ class SolvesNewRows(HasFactors):
                 grown[backend.from_host(numbers)] = backend.from_host(solved)
                 both = list(self._factors)
                 both[place] = backend.hold(grown)
-                self._factors = both[0], both[1]
+                self._publish(_factors=(both[0], both[1]))
 
 
 def check_confidences(matrix: sp.csr_matrix, alpha: float, name: str, first_row: int = 0) -> None:

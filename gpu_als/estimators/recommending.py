@@ -12,8 +12,8 @@ from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.errors import InputError
 from gpu_als.estimators.external_ids import HasIds
-from gpu_als.estimators.factors import HasSnapshots, of_one_moment
 from gpu_als.estimators.params import check_integer
+from gpu_als.estimators.snapshots import of_one_moment
 from gpu_als.ranking.recommendation_file import recommendation_file
 from gpu_als.ranking.top_k import lowest_score, top_k
 from gpu_als.row_problem import Array
@@ -23,7 +23,7 @@ __all__ = ["Recommends", "best_rows", "requested_rows"]
 _USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
 
 
-class Recommends(HasSnapshots, HasIds):
+class Recommends(HasIds):
     """Mixin: recommendations by the inner products of rows that the estimator supplies."""
 
     def _get_backend(self) -> Backend:

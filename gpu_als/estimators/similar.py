@@ -8,8 +8,9 @@ import numpy as np
 
 from gpu_als.backends.ops import Backend
 from gpu_als.data.matrix import check_index_array
-from gpu_als.estimators.factors import HasFactors, norms, of_one_moment
+from gpu_als.estimators.factors import HasFactors, norms
 from gpu_als.estimators.recommending import best_rows
+from gpu_als.estimators.snapshots import of_one_moment
 from gpu_als.row_problem import Array
 
 __all__ = ["FindsSimilar"]

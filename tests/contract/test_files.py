@@ -66,6 +66,12 @@ def test_save_leaves_out_what_is_none(tmp_path):
         assert set(stored) == KEYS - {"random_state"}
 
 
+@pytest.mark.parametrize("seed", [2**63, 2**64, 3**99])
+def test_seeds_beyond_64_bits_are_saved(tmp_path, seed):
+    fitted(random_state=seed, iterations=1).save(tmp_path / "model.npz")
+    assert AlternatingLeastSquares.load(tmp_path / "model.npz").random_state == seed
+
+
 def test_save_and_load_keep_every_parameter_and_the_factors(use_gpu, tmp_path):
     model = trained(use_gpu, **OTHER_THAN_DEFAULT)
     model.cg_steps = 5

@@ -1,5 +1,8 @@
 """Rows solved after training: recalculated, folded in, or stored by ``partial_fit_*``."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -223,6 +226,24 @@ def test_what_is_derived_is_fresh_after_a_partial_fit(use_gpu, side):
         np.testing.assert_array_equal(after[name], expected, err_msg=name)
     changed = {name for name in after if not np.array_equal(after[name], before[name])}
     assert changed >= {"recommend", "predict", *CHANGED[side]}
+
+
+@both_sides
+def test_the_former_rows_are_let_go_with_all_that_is_derived_from_them(use_gpu, side):
+    """At once, and not when norms or similar rows are next asked for."""
+    model = trained(use_gpu)
+    similar, other_gram = (
+        (model.similar_users, "YtY") if side == "users" else (model.similar_items, "XtX")
+    )
+    similar(3)
+    kept = getattr(model, other_gram)
+    factors = getattr(model, f"{side[:-1]}_factors")
+    former = weakref.ref(factors)
+    del factors
+    partial_fit(model, side, [9], rows_of(PLAYS, side)[50])
+    gc.collect()
+    assert former() is None
+    assert getattr(model, other_gram) is kept
 
 
 def test_a_new_item_is_recommended_at_once(use_gpu):
