@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from gpu_als.cli.folders import refuse_folder
 from gpu_als.cli.options import (
     MODEL_OPTIONS,
     add_device_options,
@@ -45,8 +46,8 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--train", metavar="RATINGS",
-        help="what the model was trained on, to be left out of the recommendations (default: "
-        "nothing is left out)",
+        help="the file or folder of shards that the model was trained on, to be left out of the "
+        "recommendations (default: nothing is left out)",
     )  # fmt: skip
     parser.add_argument(
         "--ranking", action="store_true", help="measure recommendations of an explicit model too"
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
 def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     """Return model, test rows, columns and ratings, training matrix, number of dropped ratings."""
     from gpu_als.cli import scoring
+    from gpu_als.cli.had import items_had
     from gpu_als.cli.models import load_model
     from gpu_als.data.readers import read_triples
 
@@ -128,13 +130,10 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} needs --split; the model is trained")
     model = load_model(args, args.files[0])
+    refuse_folder(args.files[1], "TEST", "pass the file of held-out ratings")
     users, items, ratings = read_triples(args.files[1], **reading_arguments(args))
     rows, columns, known = scoring.rows_of(model, users, items)
-    had = None
-    if args.train is not None:
-        pairs = read_triples(args.train, **reading_arguments(args))[:2]
-        had_rows, had_columns, had_known = scoring.rows_of(model, *pairs)
-        had = scoring.pairs_matrix(model, had_rows[had_known], had_columns[had_known])
+    had = None if args.train is None else items_had(args, model, args.train)
     if ratings is not None:
         ratings = ratings[known]
     return model, rows[known], columns[known], ratings, had, int((~known).sum())
@@ -147,6 +146,10 @@ def _split(args: argparse.Namespace) -> tuple[Any, ...]:
 
     if len(args.files) != 1 or args.train is not None:
         raise InputError("with --split pass one file of ratings, and no --train")
+    refuse_folder(
+        args.files[0], "RATINGS",
+        "--split needs a file; hold ratings out before 'gpu-als convert' and evaluate on them",
+    )  # fmt: skip
     if not 0 < args.split < 1:
         raise InputError(f"--split: found {args.split}; pass a fraction between 0 and 1")
     if args.patience is not None:

@@ -1,4 +1,4 @@
-"""``gpu-als fit``: train a model on a file of ratings."""
+"""``gpu-als fit``: train a model on a file of ratings, or on a folder of shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from gpu_als.checkpoint import Checkpoint
+from gpu_als.cli.folders import check_not_inside, refuse_folder, refuse_reading_options
 from gpu_als.cli.interrupt import GracefulInterrupt
 from gpu_als.cli.options import (
     add_device_options,
@@ -43,9 +44,13 @@ def add_command(commands: Any) -> None:
         description="Trains a model and saves it. Ctrl-C lets the current iteration finish and "
         "saves what there is; a second Ctrl-C aborts at once.",
         example="  gpu-als fit ratings.csv -o model.npz --factors 32 --validation-fraction 0.1\n"
-        "  gpu-als fit plays.tsv -o model.npz --model implicit --alpha 40",
+        "  gpu-als fit plays.tsv -o model.npz --model implicit --alpha 40\n"
+        "  gpu-als fit plays.shards -o new.npz --warm-start model.npz",
     )
-    parser.add_argument("ratings", metavar="RATINGS", help="the file to learn from")
+    parser.add_argument(
+        "ratings", metavar="RATINGS",
+        help="the file to learn from, or a folder that 'gpu-als convert' made",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="MODEL.npz",
         help="where to save the model (default: it is not saved)",
@@ -59,6 +64,12 @@ def add_command(commands: Any) -> None:
     held_out.add_argument(
         "--validation", metavar="FILE", help="measure the model on this file instead"
     )
+    parser.add_argument(
+        "--warm-start", metavar="MODEL.npz",
+        help="start from the factors of this model: known users and items keep theirs, new ones "
+        "get random ones; the kind and the parameters are those of the model unless given "
+        "(default: all are random)",
+    )  # fmt: skip
     parser.add_argument(
         "--checkpoint", metavar="STATE.npz",
         help="save the state of the training there as it goes on (default: it is not saved)",
@@ -78,32 +89,44 @@ def add_command(commands: Any) -> None:
     add_model_options(parser)
     add_device_options(parser)
     add_reading_options(parser)
-    parser.set_defaults(run=run)
+    # a model to start from has a kind and a type of its own
+    parser.set_defaults(run=run, model=None, dtype=None)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from gpu_als.cli.models import build_model, describe, read_ratings, train
+    from gpu_als.data.shards import ShardedMatrix
 
-    model = build_model(args)
+    former = _former(args)
+    model = build_model(args, former)
     if args.patience is not None and args.validation is None and args.validation_fraction is None:
         raise InputError("--patience needs --validation-fraction or --validation")
     _check_output(args)
     check_plot(args.plot)
     checkpoint = _checkpoint(args)
     begin = time.perf_counter()
-    ratings = read_ratings(args, args.ratings)
+    in_shards = os.path.isdir(args.ratings)
+    ratings: Any
+    if in_shards:
+        ratings = ShardedMatrix.open(args.ratings)
+        _check_for_shards(args)
+    else:
+        ratings = read_ratings(args, args.ratings)
     n_users, n_items = ratings.shape
-    say(
-        args,
-        f"Read {ratings.nnz:,} ratings of {n_users:,} users on {n_items:,} items from "
-        f"{args.ratings} in {time.perf_counter() - begin:.1f} s",
-    )
+    found = f"{ratings.nnz:,} ratings of {n_users:,} users on {n_items:,} items"
+    if in_shards:
+        say(args, f"Found {found} in {args.ratings}")
+    else:
+        say(args, f"Read {found} from {args.ratings} in {time.perf_counter() - begin:.1f} s")
+    if former is not None:
+        say(args, f"Starting from {args.warm_start} ({describe(former)})")
     ratings, validation = _hold_out(args, ratings)
     with GracefulInterrupt() as interrupt:
         train(
             model, ratings,
-            validation=validation, callback=interrupt.callback, progress=not args.quiet,
+            validation=validation, warm_start=former is not None,
+            callback=interrupt.callback, progress=not args.quiet,
             checkpoint=checkpoint, resume=args.resume,
         )  # fmt: skip
     report = model.report_
@@ -138,11 +161,45 @@ def run(args: argparse.Namespace) -> int:
     return _INTERRUPTED if interrupt.requested else 0
 
 
+def _former(args: argparse.Namespace) -> Any:
+    """Return the model to start from or None, and settle what follows from it."""
+    former = None
+    kind, dtype = "explicit", "float32"
+    if args.warm_start is not None:
+        from gpu_als.cli.models import load_model
+        from gpu_als.estimators import ExplicitALS
+
+        former = load_model(args, args.warm_start)
+        kind = "explicit" if isinstance(former, ExplicitALS) else "implicit"
+        dtype = former.dtype.name
+        if args.model not in (None, kind):
+            raise InputError(f"--model: {args.warm_start} is an {kind} model; leave it out")
+    args.model, args.dtype = args.model or kind, args.dtype or dtype
+    return former
+
+
+def _check_for_shards(args: argparse.Namespace) -> None:
+    """Refuse what cannot be done with a folder of shards."""
+    if args.validation_fraction is not None:
+        raise InputError(
+            f"--validation-fraction needs a file, and {args.ratings} is a folder of shards; hold "
+            "ratings out before 'gpu-als convert' and pass --validation FILE"
+        )
+    if args.duplicates is not None:
+        raise InputError(
+            f"--duplicates was settled when 'gpu-als convert' made {args.ratings}; leave it out"
+        )
+    if args.validation is None:
+        refuse_reading_options(args, args.ratings)
+    check_not_inside(args.ratings, "-o", args.output)
+    check_not_inside(args.ratings, "--checkpoint", args.checkpoint)
+
+
 def _check_output(args: argparse.Namespace) -> None:
     sources = (args.ratings, args.validation)
     for option, file, others in (
-        ("-o", args.output, sources),
-        ("--checkpoint", args.checkpoint, (*sources, _with_ending(args.output))),
+        ("-o", args.output, sources),  # a new model may take the place of the former
+        ("--checkpoint", args.checkpoint, (*sources, args.warm_start, _with_ending(args.output))),
     ):
         check_folder(file, option)
         target = _with_ending(file)
@@ -197,6 +254,7 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
         return ratings, (held_out.row, held_out.col, held_out.data)
     if args.validation is None:
         return ratings, None
+    refuse_folder(args.validation, "--validation", "pass a file of ratings")
     users, items, values = read_triples(args.validation, **reading_arguments(args))
     if values is None and args.model == "explicit":
         raise InputError(f"--validation: {args.validation} has no ratings; pass --rating-column")
@@ -216,10 +274,14 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
 
 
 def _rank(model: Any, ratings: Any, validation: tuple[Any, Any, Any]) -> dict[str, float]:
+    from gpu_als.cli.had import ItemsInFolder
     from gpu_als.cli.scoring import pairs_matrix, ranking_metrics
+    from gpu_als.data import Interactions
 
+    in_memory = isinstance(ratings, Interactions)
+    had = ratings.user_items if in_memory else ItemsInFolder(ratings, model)
     test = pairs_matrix(model, validation[0], validation[1])
-    return ranking_metrics(model, test, ratings.user_items, _RANKED)[0]
+    return ranking_metrics(model, test, had, _RANKED)[0]
 
 
 def _print_report(

@@ -11,6 +11,7 @@ from gpu_als import solvers
 from gpu_als.backends import get_backend
 from gpu_als.cli.options import EXPLICIT_OPTIONS, IMPLICIT_OPTIONS, reading_arguments
 from gpu_als.data import Interactions, read_interactions
+from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
 from gpu_als.estimators import AlternatingLeastSquares, ExplicitALS
 
@@ -19,8 +20,12 @@ __all__ = ["AnyModel", "build_model", "describe", "load_model", "read_ratings", 
 AnyModel = AlternatingLeastSquares | ExplicitALS
 
 
-def build_model(args: argparse.Namespace) -> AnyModel:
-    """Return the model that the options describe; what was not given has the default."""
+def build_model(args: argparse.Namespace, former: AnyModel | None = None) -> AnyModel:
+    """Return the model that the options describe.
+
+    What was not given is as in ``former``, a model of the same kind whose factors the new one is
+    to start from, or else has the default.
+    """
     if args.backend != "auto":
         get_backend(args.backend)  # fails now, if at all, and not after a long file was read
     explicit = args.model == "explicit"
@@ -37,7 +42,15 @@ def build_model(args: argparse.Namespace) -> AnyModel:
     names = ("factors", "regularization", "iterations", "dtype", "precision", *own)
     chosen = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     chosen |= {"num_threads": args.threads, "random_state": args.seed}
-    return _explicit(args, chosen) if explicit else _implicit(args, chosen)
+    for name in ("factors", "bias"):
+        if former is not None and name in chosen and chosen[name] != getattr(former, name):
+            raise InputError(
+                f"--{name}: {args.warm_start} has {name}={getattr(former, name)}, and a model that "
+                "starts from it keeps that; leave it out"
+            )
+    if explicit:
+        return _explicit(args, chosen, former)
+    return _implicit(args, chosen, former)
 
 
 def read_ratings(args: argparse.Namespace, file: str) -> Interactions:
@@ -50,20 +63,27 @@ def read_ratings(args: argparse.Namespace, file: str) -> Interactions:
 
 def train(
     model: AnyModel,
-    ratings: Interactions,
+    ratings: Interactions | ShardedMatrix,
     *,
     validation: Any = None,
+    warm_start: bool = False,
     callback: Any = None,
     progress: bool = True,
     **state: Any,
 ) -> None:
     """Fit either kind of model; only an explicit one watches the validation set.
 
+    With ``warm_start`` it starts from its factors, as an implicit one that has some always does.
     ``state`` is what ``fit`` takes to save its state and go on from one.
     """
     if isinstance(model, ExplicitALS):
         model.fit(
-            ratings, validation=validation, callback=callback, show_progress=progress, **state
+            ratings,
+            validation=validation,
+            warm_start=warm_start,
+            callback=callback,
+            show_progress=progress,
+            **state,
         )
     else:
         model.fit(ratings, callback=callback, show_progress=progress, **state)
@@ -87,7 +107,7 @@ def describe(model: AnyModel) -> str:
     return f"{kind}, {model.factors} factors, {users:,} users, {items:,} items"
 
 
-def _explicit(args: argparse.Namespace, chosen: dict[str, Any]) -> ExplicitALS:
+def _explicit(args: argparse.Namespace, chosen: dict[str, Any], former: Any) -> ExplicitALS:
     if chosen.get("scale_regularization") == "none":
         chosen["scale_regularization"] = None
     if chosen.get("nonnegative") == "both":
@@ -95,13 +115,16 @@ def _explicit(args: argparse.Namespace, chosen: dict[str, Any]) -> ExplicitALS:
     if args.use_cg:
         steps = {} if args.cg_steps is None else {"steps": args.cg_steps}
         chosen["solver"] = solvers.ConjugateGradient(**steps)
-    return ExplicitALS(backend=args.backend, **chosen)
+    return (former or ExplicitALS()).set_params(backend=args.backend, **chosen)
 
 
-def _implicit(args: argparse.Namespace, chosen: dict[str, Any]) -> AlternatingLeastSquares:
+def _implicit(
+    args: argparse.Namespace, chosen: dict[str, Any], former: Any
+) -> AlternatingLeastSquares:
     if args.use_cg is not None:
         chosen["use_cg"] = args.use_cg
-    model = AlternatingLeastSquares(use_gpu=_use_gpu(args), **chosen)
+    model: AlternatingLeastSquares = former or AlternatingLeastSquares()
+    model.set_params(use_gpu=_use_gpu(args), **chosen)
     if args.cg_steps is not None:
         if args.cg_steps < 1:
             raise InputError(f"--cg-steps must be at least 1, not {args.cg_steps}")

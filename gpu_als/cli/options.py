@@ -10,6 +10,7 @@ __all__ = [
     "EXPLICIT_OPTIONS",
     "IMPLICIT_OPTIONS",
     "MODEL_OPTIONS",
+    "READING_OPTIONS",
     "add_device_options",
     "add_json_option",
     "add_model_options",
@@ -27,6 +28,7 @@ MODEL_OPTIONS = (
     *IMPLICIT_OPTIONS,
 )
 """What is None unless it was given, so that the estimator's own default holds."""
+READING_OPTIONS = ("user_column", "item_column", "rating_column", "delimiter", "header")
 
 
 def new_command(

@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from gpu_als.cli.options import (
-    add_device_options,
-    add_reading_options,
-    new_command,
-    reading_arguments,
-)
+from gpu_als.cli.folders import refuse_reading_options
+from gpu_als.cli.options import add_device_options, add_reading_options, new_command
 from gpu_als.cli.output import check_folder
 from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError
@@ -41,8 +38,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("-n", type=int, default=10, metavar="N", help="items each (default: 10)")
     parser.add_argument(
         "--ratings", metavar="RATINGS",
-        help="leave out the items that a user has in this file, usually the one trained on "
-        "(default: nothing is left out)",
+        help="leave out the items that a user has in this file or folder of shards, usually what "
+        "was trained on (default: nothing is left out)",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="OUT.csv", help="write there (default: to the screen)"
@@ -56,22 +53,19 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import numpy as np
 
+    from gpu_als.cli.had import items_had
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.scoring import best_lists, pairs_matrix, rows_of
-    from gpu_als.data.readers import read_triples
+    from gpu_als.cli.scoring import best_lists
 
     check_folder(args.output, "-o")
+    if args.ratings is not None and os.path.isdir(args.ratings):
+        refuse_reading_options(args, args.ratings)
     if args.n < 1:
         raise InputError(f"-n must be at least 1, not {args.n}")
     model = load_model(args, args.model)
     wanted = args.users if args.users_file is None else _read_ids(args.users_file)
     users = np.arange(len(model.user_factors)) if wanted is None else model.user_index(wanted)
-    had = None
-    if args.ratings is not None:
-        rows, columns, known = rows_of(
-            model, *read_triples(args.ratings, **reading_arguments(args))[:2]
-        )
-        had = pairs_matrix(model, rows[known], columns[known])
+    had = None if args.ratings is None else items_had(args, model, args.ratings)
     n_written = 0
     with _opened(args.output) as stream:
         writer = csv.writer(stream, lineterminator="\n")

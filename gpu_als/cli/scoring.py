@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -13,9 +13,17 @@ from gpu_als.cli.models import AnyModel
 from gpu_als.errors import InputError
 from gpu_als.estimators import ExplicitALS
 
-__all__ = ["best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics", "rows_of"]
+__all__ = ["Had", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics", "rows_of"]
 
 _USERS_AT_ONCE = 1000
+
+
+class Had(Protocol):
+    """What users are not to be shown: a CSR matrix, or what gives its rows."""
+
+    def __getitem__(self, users: np.ndarray) -> sp.csr_matrix:
+        """Return the rows of some users, shape (n, items)."""
+        ...
 
 
 def rows_of(model: AnyModel, users: Any, items: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,14 +43,14 @@ def pairs_matrix(model: AnyModel, rows: np.ndarray, columns: np.ndarray) -> sp.c
 
 
 def best_lists(
-    model: AnyModel, users: np.ndarray, had: sp.csr_matrix | None, n_best: int
+    model: AnyModel, users: np.ndarray, had: Had | None, n_best: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield users (n,), their best items (n, n_best), -1 in empty places, and the scores.
 
     Parameters
     ----------
-    had : csr_matrix, shape (all users, items), or None
-        What each user is not to be shown.
+    had : Had, or None
+        What each user is not to be shown, by row number.
     """
     for start in range(0, len(users), _USERS_AT_ONCE):
         batch = users[start : start + _USERS_AT_ONCE]
@@ -64,7 +72,7 @@ def rating_metrics(
 
 
 def ranking_metrics(
-    model: AnyModel, test: sp.csr_matrix, had: sp.csr_matrix | None, k: int
+    model: AnyModel, test: sp.csr_matrix, had: Had | None, k: int
 ) -> tuple[dict[str, float], int]:
     """Return textbook metrics of the lists of the users with test items, and their number."""
     users = np.flatnonzero(np.diff(test.indptr))
