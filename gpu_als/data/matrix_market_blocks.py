@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
-from gpu_als.data.text_blocks import TextStream, triples_in_lines
-from gpu_als.data.text_table import Triples, _Layout
+from gpu_als.data.columns import Triples
+from gpu_als.data.text_layout import Layout
+from gpu_als.data.text_rows import triples_in_lines
+from gpu_als.data.text_stream import TextStream
 from gpu_als.errors import ReadError
 
-__all__ = ["matrix_market_shape", "read_matrix_market_blocks"]
+__all__ = ["damage_reported", "matrix_market_shape", "read_matrix_market_blocks"]
 
 _SIGN = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
 _FIELDS = ("real", "double", "integer", "unsigned-integer", "pattern")
+
+
+@contextmanager
+def damage_reported(path: Path) -> Iterator[None]:
+    """Make ReadErrors of what SciPy raises while it reads a damaged file."""
+    with path.open("rb"):
+        pass  # SciPy's messages for files it cannot open vary
+    try:
+        yield
+    except (ValueError, OverflowError, TypeError, EOFError, OSError, zlib.error) as error:
+        raise ReadError(f"{path}: not a Matrix Market file ({error}); write it again") from error
 
 
 def matrix_market_shape(path: Path) -> tuple[int, int]:
@@ -51,10 +65,9 @@ def read_matrix_market_blocks(path: Path, *, piece_bytes: int) -> Iterator[tuple
     """
     shape, n_stated, field, symmetry = _head(path)
     n_found = 0
-    with TextStream.open(path, piece_bytes) as stream:
-        n_head = _skip_head(stream)
-        layout = _Layout(path, None, 0, 1, None if field == "pattern" else 2)
-        pieces = ((line + n_head, text) for line, text in stream.pieces(path))
+    layout = Layout(path, None, 0, 1, None if field == "pattern" else 2)
+    with TextStream.open(path) as stream:
+        pieces = stream.pieces(piece_bytes, line=_skip_head(stream) + 1)
         for block in triples_in_lines(layout, pieces, piece_bytes):
             n_found += len(block.users)
             _check_numbers(path, block, shape)
@@ -66,12 +79,8 @@ def read_matrix_market_blocks(path: Path, *, piece_bytes: int) -> Iterator[tuple
 
 
 def _head(path: Path) -> tuple[tuple[int, int], int, str, str]:
-    with path.open("rb"):
-        pass  # SciPy's messages for files it cannot open vary
-    try:
+    with damage_reported(path):
         rows, columns, entries, layout, field, symmetry = scipy.io.mminfo(path)
-    except (ValueError, OverflowError, TypeError, EOFError, OSError, zlib.error) as error:
-        raise ReadError(f"{path}: not a Matrix Market file ({error}); write it again") from error
     if layout != "coordinate" or field not in _FIELDS or symmetry not in _SIGN:
         raise ReadError(
             f"{path}: cannot read {layout} matrices that are {field} and {symmetry}; write it as a "

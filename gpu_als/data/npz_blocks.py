@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gpu_als.data import model_file
-from gpu_als.data.text_table import Column, Triples, find_column, named_column
-from gpu_als.errors import InputError, ModelFileError, ReadError
+from gpu_als.data.columns import Column, Triples, array_names
+from gpu_als.data.npz_members import opened_archive, read_header, read_into, read_member
+from gpu_als.errors import ModelFileError, ReadError
 
 __all__ = ["npz_shape", "read_npz_blocks"]
 
@@ -61,8 +61,7 @@ def read_npz_blocks(
         if archive.is_matrix:
             blocks = archive.matrix_blocks(rows_at_once)
         else:
-            columns = {"user": user, "item": item, "rating": rating}
-            blocks = archive.triple_blocks(columns, rows_at_once)
+            blocks = archive.triple_blocks((user, item, rating), rows_at_once)
         for done, total, block in blocks:
             yield size * done // max(total, 1), block
 
@@ -70,12 +69,7 @@ def read_npz_blocks(
 @contextmanager
 def _opened(path: Path) -> Iterator[_Archive]:
     try:
-        with (
-            path.open("rb") as stream,
-            model_file._damage_reported(str(path)),
-            zipfile.ZipFile(stream) as archive,
-        ):
-            model_file._check_members(archive.infolist(), path.stat().st_size, str(path))
+        with path.open("rb") as stream, opened_archive(stream, str(path)) as archive:
             yield _Archive(path, archive)
     except ModelFileError as error:
         raise ReadError(str(error)) from error
@@ -119,34 +113,17 @@ class _Archive:
             yield done, total, Triples(*numbered, values)
 
     def triple_blocks(
-        self, columns: dict[str, Column], rows_at_once: int
+        self, columns: tuple[Column, ...], rows_at_once: int
     ) -> Iterator[tuple[int, int, Triples]]:
-        names = {which: self._name_of(which, column) for which, column in columns.items()}
-        for which in ("user", "item"):
-            if names[which] is None:
-                raise ReadError(
-                    f"{self._path}: found no {which} array among "
-                    f"{', '.join(map(repr, self._members))}; pass {which}=<array name>"
-                )
-        found = [name for name in names.values() if name is not None]
+        users, items, ratings = array_names(self._path, list(self._members), columns)
+        found = [users, items] if ratings is None else [users, items, ratings]
         for done, total, arrays in self._columns(found, rows_at_once):
             yield done, total, Triples(arrays[0], arrays[1], arrays[2] if arrays[2:] else None)
-
-    def _name_of(self, which: str, column: Column) -> str | None:
-        names = list(self._members)
-        if isinstance(column, int):
-            raise InputError(
-                f"{which}: found position {column}; pass the name of an array in {self._path}"
-            )
-        if column is not None:
-            return names[named_column(self._path, names, which, column)]
-        position = find_column(names, which)
-        return None if position is None else names[position]
 
     def _read(self, name: str) -> np.ndarray:
         if name not in self._members:
             raise ReadError(f"{self._path}: not a sparse matrix (it has no {name!r})")
-        return model_file._read_member(self._archive, self._members[name], str(self._path))
+        return read_member(self._archive, self._members[name], str(self._path))
 
     def _compressed(
         self, shape: tuple[int, int], major: int, rows_at_once: int
@@ -195,7 +172,7 @@ class _ArrayStream:
     """A one-dimensional array in an archive, read from its start."""
 
     def __init__(self, member: Any, info: zipfile.ZipInfo, where: str) -> None:
-        shape, _, self._dtype = model_file._read_header(member, where)
+        shape, _, self._dtype = read_header(member, where)
         self._member, self._where = member, where
         n_bytes = info.file_size - member.tell()
         if (
@@ -212,7 +189,7 @@ class _ArrayStream:
     def take(self, n: int) -> np.ndarray:
         """Return the next ``n`` values."""
         buffer = bytearray(n * self._dtype.itemsize)
-        if model_file._read_into(self._member, memoryview(buffer)) != len(buffer):
+        if read_into(self._member, memoryview(buffer)) != len(buffer):
             raise ReadError(f"{self._where} is truncated; write it again")
         return np.frombuffer(buffer, self._dtype)
 

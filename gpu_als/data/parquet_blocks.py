@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_als.data.text_table import Column, Triples, find_column, named_column
+from gpu_als.data.columns import COLUMNS, Column, Triples, find_column, named_column
 from gpu_als.errors import InputError, ReadError
 
 __all__ = ["read_parquet_blocks"]
@@ -78,7 +78,7 @@ def read_parquet_blocks(
 def _columns(path: Path, names: list[str], columns: tuple[Column, ...]) -> dict[str, str]:
     """Return the names of the columns of users, items and, where there is one, ratings."""
     found: dict[str, str] = {}
-    for which, column in zip(("user", "item", "rating"), columns, strict=True):
+    for which, column in zip(COLUMNS, columns, strict=True):
         if isinstance(column, str):
             found[which] = names[named_column(path, names, which, column)]
             continue

@@ -10,18 +10,16 @@ import numpy as np
 import scipy.io
 import scipy.sparse as sp
 
+from gpu_als.data.columns import Column, Triples, array_names, refuse_columns
+from gpu_als.data.formats import format_of
 from gpu_als.data.interactions import Interactions, check_duplicates, keep_last
+from gpu_als.data.matrix_market_blocks import damage_reported
 from gpu_als.data.model_file import read_arrays
-from gpu_als.data.text_table import Column, Header, Triples, find_column, named_column, read_table
+from gpu_als.data.text_layout import Header
+from gpu_als.data.text_table import read_table
 from gpu_als.errors import InputError, ModelFileError, ReadError
 
 __all__ = ["Triples", "read_interactions", "read_triples"]
-
-_TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".data", ".dat")
-_SUPPORTED = (
-    "supported are .csv, .tsv, .txt, .data, .dat and .mtx, each also with .gz, and .npz; for other "
-    "formats read a DataFrame and use Interactions.from_frame"
-)
 
 
 def read_interactions(
@@ -134,64 +132,30 @@ def _read(
     header: Header,
 ) -> Triples | sp.coo_matrix:
     path = Path(path)
-    suffix = _suffix(path)
+    suffix = format_of(path)
+    columns = user, item, rating
     if suffix == ".npz":
-        return _read_npz(path, user, item, rating)
-    if suffix != ".mtx":
-        return read_table(
-            path, suffix, user=user, item=item, rating=rating, delimiter=delimiter, header=header
-        )
-    _refuse_columns(path, user, item, rating)
-    return _read_mtx(path)
+        return _read_npz(path, columns)
+    if suffix == ".mtx":
+        refuse_columns(path, columns)
+        with damage_reported(path):
+            return sp.coo_matrix(scipy.io.mmread(path))
+    return read_table(
+        path, suffix, user=user, item=item, rating=rating, delimiter=delimiter, header=header
+    )
 
 
-def _suffix(path: Path) -> str:
-    """Return the lower-case suffix of ``path``, looking below ``.gz``."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        suffix = Path(path.stem).suffix.lower()
-        supported = suffix in (*_TEXT_SUFFIXES, ".mtx")
-    else:
-        supported = suffix in (*_TEXT_SUFFIXES, ".mtx", ".npz")
-    if not supported:
-        raise ReadError(f"{path}: cannot read {''.join(path.suffixes) or 'no'} files; {_SUPPORTED}")
-    return suffix
-
-
-def _refuse_columns(path: Path, *columns: Column) -> None:
-    if columns != (None, None, None):
-        raise InputError(
-            f"user, item, rating: found {columns}, but {path} holds a matrix; leave them None"
-        )
-
-
-def _read_mtx(path: Path) -> sp.coo_matrix:
-    with path.open("rb"):
-        pass  # SciPy's messages for files it cannot open vary
-    try:
-        return sp.coo_matrix(scipy.io.mmread(path))
-    except (ValueError, OverflowError, TypeError, EOFError, OSError) as error:
-        raise ReadError(f"{path}: not a Matrix Market file ({error}); write it again") from error
-
-
-def _read_npz(path: Path, user: Column, item: Column, rating: Column) -> Triples | sp.coo_matrix:
+def _read_npz(path: Path, columns: tuple[Column, ...]) -> Triples | sp.coo_matrix:
     with path.open("rb") as stream:  # opened here so that "x.npz" never means "x.npz.npz"
         try:
             arrays = read_arrays(stream)
         except ModelFileError as error:
             raise ReadError(str(error)) from error
     if "format" in arrays and "shape" in arrays:
-        _refuse_columns(path, user, item, rating)
+        refuse_columns(path, columns)
         return _read_sparse_npz(path)
-    users = _pick(arrays, path, "user", user)
-    items = _pick(arrays, path, "item", item)
-    for which, found in (("user", users), ("item", items)):
-        if found is None:
-            raise ReadError(
-                f"{path}: found no {which} array among {', '.join(map(repr, arrays))}; pass "
-                f"{which}=<array name>"
-            )
-    return Triples(users, items, _pick(arrays, path, "rating", rating))
+    users, items, ratings = array_names(path, list(arrays), columns)
+    return Triples(arrays[users], arrays[items], None if ratings is None else arrays[ratings])
 
 
 def _read_sparse_npz(path: Path) -> sp.coo_matrix:
@@ -205,14 +169,3 @@ def _read_sparse_npz(path: Path) -> sp.coo_matrix:
     if matrix.format in ("bsr", "dia"):
         triples.eliminate_zeros()  # these formats pad with zeros
     return triples
-
-
-def _pick(arrays: dict[str, np.ndarray], path: Path, which: str, column: Column) -> Any:
-    """Return the array of users, items or ratings, or None if no name tells."""
-    if isinstance(column, int):
-        raise InputError(f"{which}: found position {column}; pass the name of an array in {path}")
-    names = list(arrays)
-    if column is not None:
-        return arrays[names[named_column(path, names, which, column)]]
-    position = find_column(names, which)
-    return None if position is None else arrays[names[position]]

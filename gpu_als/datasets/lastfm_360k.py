@@ -7,8 +7,8 @@ from array import array
 
 import numpy as np
 
+from gpu_als.data.columns import Triples
 from gpu_als.data.interactions import Interactions
-from gpu_als.data.text_table import Triples
 from gpu_als.datasets.archives import ArchiveMember
 from gpu_als.datasets.cache import PublishedFile, fetch
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als.data import text_table
+from gpu_als.data import text_rows, text_table
 from gpu_als.data.readers import read_interactions, read_triples
 from gpu_als.errors import InputError, ReadError
 
@@ -169,7 +169,7 @@ def test_quotes_are_plain_characters_between_tabs(write):
 def small_pieces(monkeypatch):
     """Make a short file many pieces and many blocks."""
     monkeypatch.setattr(text_table, "_PIECE_BYTES", 16)
-    monkeypatch.setattr(text_table, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(text_rows, "_ROWS_AT_ONCE", 2)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -392,3 +392,12 @@ def test_matrix_market_duplicates_and_patterns(write):
 def test_bad_matrix_market_is_refused(write, text):
     with pytest.raises(ReadError, match=r"m\.mtx: not a Matrix Market file .*; write it again"):
         read_interactions(write("m.mtx", text))
+
+
+def test_damage_inside_a_compressed_matrix_market_file_is_refused(tmp_path):
+    head = "%%MatrixMarket matrix coordinate real general\n500 500 500\n"
+    whole = gzip.compress((head + "".join(f"{n} {n} {n / 7}\n" for n in range(1, 501))).encode())
+    path = tmp_path / "m.mtx.gz"
+    path.write_bytes(whole[:12] + bytes([255] * 40) + whole[52:])
+    with pytest.raises(ReadError, match=r"m\.mtx\.gz: not a Matrix Market file .*; write it again"):
+        read_interactions(path)

@@ -6,7 +6,7 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import settings
 
-from gpu_als.data import text_table
+from gpu_als.data import text_rows
 from gpu_als.data.shards import base_entries, convert, numbering, sources, writer
 from gpu_als.data.shards.budget import Budget
 
@@ -58,7 +58,7 @@ def cut_small(entries=7, rows=3):
         patch.setattr(sources, "_LEAST_ROWS", rows)
         patch.setattr(sources, "_MOST_TEXT", 8 * rows)
         patch.setattr(sources, "_LEAST_TEXT", 8 * rows)
-        patch.setattr(text_table, "_ROWS_AT_ONCE", rows)
+        patch.setattr(text_rows, "_ROWS_AT_ONCE", rows)
         patch.setattr(numbering, "_PENDING", rows)
         patch.setattr(base_entries, "_ROWS_AT_ONCE", rows)
         patch.setattr(writer, "_ROWS_AT_ONCE", rows)

@@ -246,6 +246,14 @@ def test_checksums_of_archives_are_compared(tmp_path, name):
         converted(tmp_path / name, tmp_path / "m")
 
 
+def test_an_archive_whose_directory_hides_an_array_is_refused(tmp_path):
+    content = bytearray(WITH_IDS["r.npz"])
+    content[-12] += 1  # of the arrays that the last record counts, one is not found
+    (tmp_path / "r.npz").write_bytes(content)
+    with pytest.raises(ReadError, match=r"r\.npz: its directory is damaged"):
+        converted(tmp_path / "r.npz", tmp_path / "m")
+
+
 def test_an_array_longer_than_its_header_says_is_refused(tmp_path):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as out:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from gpu_als.data.columns import Column
 from gpu_als.data.interactions import check_duplicates
 from gpu_als.data.shards.build_stage import build
 from gpu_als.data.shards.folder import claimed, discard, sweep
@@ -29,7 +30,7 @@ from gpu_als.data.shards.records import SIDES
 from gpu_als.data.shards.sort_stage import sort_out
 from gpu_als.data.shards.sources import Columns, Source, TextForm
 from gpu_als.data.shards.task import Task
-from gpu_als.data.text_table import Column, Header
+from gpu_als.data.text_layout import Header
 from gpu_als.errors import InputError
 
 __all__ = ["append", "convert"]

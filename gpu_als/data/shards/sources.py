@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gpu_als.data.columns import Column, Triples, refuse_columns
+from gpu_als.data.formats import format_of
 from gpu_als.data.matrix_market_blocks import matrix_market_shape, read_matrix_market_blocks
 from gpu_als.data.npz_blocks import npz_shape, read_npz_blocks
 from gpu_als.data.parquet_blocks import read_parquet_blocks
-from gpu_als.data.readers import _refuse_columns, _suffix
 from gpu_als.data.text_blocks import read_text_blocks
-from gpu_als.data.text_table import Column, Header, Triples
+from gpu_als.data.text_layout import Header
 
 __all__ = ["Columns", "Source", "TextForm"]
 
@@ -19,8 +20,6 @@ _ROW_BYTES = 256
 """What a row takes in memory while it is read from an array and handed on."""
 _TEXT_FACTOR = 48
 """The same for a byte of text; lines may be as short as ``1,2,3``."""
-
-
 _LEAST_ROWS, _MOST_ROWS = 1 << 10, 1 << 18
 _LEAST_TEXT, _MOST_TEXT = 1 << 14, 1 << 22
 _PYARROW = 96 << 20
@@ -83,7 +82,7 @@ class Source:
         self.fingerprint = [str(path.resolve()), found.st_size, found.st_mtime_ns]
         self.reading = [asdict(columns), asdict(form)]
         self._columns, self._form = columns, form
-        self._suffix = ".parquet" if path.suffix.lower() == ".parquet" else _suffix(path)
+        self._suffix = ".parquet" if path.suffix.lower() == ".parquet" else format_of(path)
         self.library_bytes = _PYARROW if self._suffix == ".parquet" else 0
         self.shape: tuple[int, int] | None = None
         if self._suffix == ".mtx":
@@ -91,7 +90,7 @@ class Source:
         elif self._suffix == ".npz":
             self.shape = npz_shape(path)
         if self.shape is not None:
-            _refuse_columns(path, columns.user, columns.item, columns.rating)
+            refuse_columns(path, (columns.user, columns.item, columns.rating))
 
     def blocks(self, memory: int) -> Iterator[tuple[int, Triples]]:
         """Read the file in blocks that take about so many bytes of memory.
