@@ -100,7 +100,8 @@ class ExplicitALS(HasParameters, Recommends):
     global_mean : float
         Zero without ``bias``.
     user_ids, item_ids : array or None
-        The ids of the rows and columns when trained on :class:`~gpu_als.Interactions` with ids.
+        The ids of the rows and columns when trained on :class:`~gpu_als.Interactions` or
+        :class:`~gpu_als.data.shards.ShardedMatrix` with ids.
     report_ : FitReport
         Of the last fit.
 

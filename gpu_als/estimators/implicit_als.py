@@ -89,7 +89,8 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
     user_factors : array, shape (n_users, factors), or None
     item_factors : array, shape (n_items, factors), or None
     user_ids, item_ids : array or None
-        The ids of the rows and columns when trained on :class:`~gpu_als.Interactions` with ids.
+        The ids of the rows and columns when trained on :class:`~gpu_als.Interactions` or
+        :class:`~gpu_als.data.shards.ShardedMatrix` with ids.
     cg_steps : int
     fit_callback : callable or None
         Called like ``fit``'s callback when that is not given.
