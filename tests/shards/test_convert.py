@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_als import read_interactions
-from gpu_als.data.shards import ShardedMatrix, convert
+from gpu_als.data.shards import ShardedMatrix, append, convert
 from gpu_als.errors import InputError, ReadError
 from shards.common import BY_HYPOTHESIS, SMALL, converted, cut_small, holds, stacked
 
@@ -495,3 +495,57 @@ def test_progress_is_shown_on_demand(tmp_path, capsys):
         assert re.search(rf"{stage}: 100%", shown)
     ShardedMatrix.open(tmp_path / "m", verify=True)
     assert "verifying: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
+@pytest.mark.parametrize("name", ["users", "unfinished", "manifest.json"])
+def test_nothing_is_written_or_removed_where_a_link_leads(tmp_path, name):
+    path = write_csv(tmp_path / "r.csv", [(1, 2, 3)])
+    elsewhere = tmp_path / "elsewhere"
+    if name != "manifest.json":
+        elsewhere.mkdir()
+        (elsewhere / "0-000000.data").write_bytes(b"mine")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / name).symlink_to(elsewhere)
+    with pytest.raises(InputError, match=rf"m: holds other files \({name}\)"):
+        converted(path, tmp_path / "m")
+    assert os.listdir(tmp_path / "m") == [name]
+    if name == "manifest.json":
+        assert not elsewhere.exists()
+    else:
+        assert (elsewhere / "0-000000.data").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("user", "problem"), [("a\ud800", "UTF-8 cannot write"), ("a\0", "ends in a NUL character")]
+)
+def test_texts_that_do_not_come_back_are_refused(tmp_path, user, problem):
+    pytest.importorskip("pyarrow", reason="reading Parquet needs pyarrow")
+    if user.endswith("\0"):
+        path = tmp_path / "r.parquet"
+        pd.DataFrame({"user": [user, "a"], "item": [1, 2]}).to_parquet(path)
+    else:
+        path = tmp_path / "r.npz"
+        np.savez(path, user=np.array([user, "a"]), item=[1, 2])
+    with pytest.raises(InputError, match=f"ids: found 'a.*', which {problem}"):
+        converted(path, tmp_path / "m", memory=SMALL + (96 << 20))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("name", ["two words", "größe", "a\nb", 'it\'s "quoted"', "-x", "%s{}"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    path = write_csv(tmp_path / "r.csv", [(1, 2, 3)])
+    converted(path, tmp_path / name)
+    matrix = ShardedMatrix.open(tmp_path / name, verify=True)
+    assert matrix.rows([0]).toarray().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1)])
+@pytest.mark.parametrize("value", [0, 2])
+def test_one_row_and_one_column_with_entries_and_without(tmp_path, shape, value):
+    source = sp.csr_matrix(np.full(shape, value, np.float32))
+    sp.save_npz(tmp_path / "m.npz", source)
+    matrix = converted(tmp_path / "m.npz", tmp_path / "m", value_type="codes", shard_bytes=1)
+    assert holds(matrix, source)
+    assert holds(append(tmp_path / "m.npz", matrix.folder, show_progress=False), 2 * source)
+    assert (matrix.rows(slice(None)) != source).nnz == 0

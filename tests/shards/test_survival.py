@@ -287,7 +287,10 @@ def test_a_damaged_journal_is_said_to_be_one(ratings, tmp_path, monkeypatch):
         converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
 
 
-@pytest.mark.parametrize(("stage", "pattern"), [("sort_out", "entries"), ("build", "users-*.run")])
+@pytest.mark.parametrize(
+    ("stage", "pattern"),
+    [("sort_out", "entries"), ("build", "users-*.run"), ("sort_out", "items.npz")],
+)
 def test_temporary_files_that_were_lost_are_noticed(ratings, tmp_path, monkeypatch, stage, pattern):
     with cut_small():
         stopped(stage, 0, ratings, tmp_path / "m", monkeypatch)
@@ -295,6 +298,23 @@ def test_temporary_files_that_were_lost_are_noticed(ratings, tmp_path, monkeypat
     with cut_small(), pytest.raises(ReadError, match="is not as it was left; start the conversion"):
         converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
     assert not (tmp_path / "m" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("pattern", ["users/*.data", "0-items.*"])
+def test_finished_files_that_were_lost_are_noticed(ratings, tmp_path, monkeypatch, pattern):
+    interrupted(ratings, tmp_path / "m", monkeypatch)
+    sorted((tmp_path / "m").glob(pattern))[0].unlink()
+    with cut_small(), pytest.raises(ReadError, match="is missing from the folder"):
+        converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
+    assert not (tmp_path / "m" / "manifest.json").exists()
+
+
+def test_rows_that_were_damaged_are_noticed(ratings, tmp_path, monkeypatch):
+    interrupted(ratings, tmp_path / "m", monkeypatch)
+    path = tmp_path / "m" / "unfinished" / "users.npz"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ReadError, match=r"users\.npz: is not as it was left"):
+        converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
 
 
 FULL_DISK = """
@@ -360,8 +380,11 @@ def test_two_processes_do_not_write_to_one_folder(ratings, tmp_path):
     folder.mkdir()
     descriptor = os.open(folder, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
+    for side in ("users", "items"):
+        (folder / side).mkdir()
     with pytest.raises(InputError, match=re.escape(str(folder)) + ": another process is writing"):
         converted(ratings, folder, **OPTIONS)
+    assert sorted(os.listdir(folder)) == ["items", "users"]  # where the other one is to write
     os.close(descriptor)
     converted(ratings, folder, **OPTIONS)
 

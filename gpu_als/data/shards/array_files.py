@@ -11,23 +11,23 @@ import numpy as np
 from gpu_als.data.shards.records import FileRecord
 from gpu_als.errors import ReadError
 
-__all__ = ["check_size", "map_array", "open_file"]
+__all__ = ["check_file", "map_array", "open_file"]
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
-def check_size(path: Path, found: os.stat_result, record: FileRecord) -> None:
-    """Refuse what is no plain file of the size that the manifest says.
+def check_file(path: Path, record: FileRecord) -> None:
+    """Refuse what is no plain file of the size that its record says.
 
     Raises
     ------
     ReadError
     """
-    if not stat.S_ISREG(found.st_mode) or found.st_size != record.bytes:
-        raise ReadError(
-            f"{path}: found {found.st_size} bytes where the manifest says a file of "
-            f"{record.bytes}; convert the data again, or restore the folder from a backup"
-        )
+    try:
+        found = path.lstat()
+    except OSError as error:
+        raise ReadError(f"{path}: is missing from the folder ({error.strerror})") from error
+    _check_size(path, found, record)
 
 
 def open_file(folder: Path, record: FileRecord) -> int:
@@ -47,7 +47,7 @@ def open_file(folder: Path, record: FileRecord) -> int:
             "the folder again"
         ) from error
     try:
-        check_size(path, os.fstat(descriptor), record)
+        _check_size(path, os.fstat(descriptor), record)
     except ReadError:
         os.close(descriptor)
         raise
@@ -69,3 +69,11 @@ def map_array(
         if start == stop:
             return np.zeros(0, dtype)  # there are no empty maps
         return np.memmap(stream, dtype, "r", start * dtype.itemsize, (stop - start,))
+
+
+def _check_size(path: Path, found: os.stat_result, record: FileRecord) -> None:
+    if not stat.S_ISREG(found.st_mode) or found.st_size != record.bytes:
+        raise ReadError(
+            f"{path}: found {found.st_size} bytes where the manifest says a file of "
+            f"{record.bytes}; convert the data again, or restore the folder from a backup"
+        )

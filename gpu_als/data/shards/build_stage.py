@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
+from gpu_als.data.shards.entries import changed
 from gpu_als.data.shards.journal import Journal
 from gpu_als.data.shards.numbering import Rows
 from gpu_als.data.shards.plan import shard_bounds
 from gpu_als.data.shards.read_stage import ENTRIES, load_rows
 from gpu_als.data.shards.records import SIDES
-from gpu_als.data.shards.sort_stage import all_parts, entries_at_once, runs_of
+from gpu_als.data.shards.sort_stage import all_parts, part_limit, runs_of
 from gpu_als.data.shards.task import Task
 from gpu_als.data.shards.values import Encoder
 from gpu_als.data.shards.writer import writing_side
-from gpu_als.errors import ReadError
 
 __all__ = ["build"]
 
@@ -37,7 +37,7 @@ def _build_side(
     task: Task, journal: Journal, side: str, rows: dict[str, Rows], encoder: Encoder, bar: tqdm
 ) -> None:
     parts, runs = all_parts(task, rows)[side], runs_of(task, journal)[side]
-    at_once = entries_at_once(task, rows) // 2
+    at_once = part_limit(task, rows)
     counts, n_columns = rows[side].counts, parts.n_columns
     bounds = shard_bounds(counts, n_columns, task.value_type, task.shard_bytes)
     with writing_side(
@@ -49,8 +49,7 @@ def _build_side(
         bar.update(sum(n_entries[:first]))
         for part in range(first, len(parts.firsts)):
             if runs.n_entries(part) != n_entries[part]:
-                path = runs.path(part)
-                raise ReadError(f"{path}: is not as it was left; start the conversion afresh")
+                raise changed(runs.path(part))
             keys, values = runs.sorted(part, task.duplicates, at_once)
             new = int(np.searchsorted(keys, writer.first_key))  # a killed run got beyond these
             writer.add(keys[new:], values[new:])

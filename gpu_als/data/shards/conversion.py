@@ -217,8 +217,7 @@ def _run(task: Task, *, resume: bool) -> ShardedMatrix:
         task.work.mkdir()
         journal = Journal(identity)
     else:
-        journal.check(identity, task.folder)
-        sweep(task.folder, task.kept | journal.names())
+        sweep(task.folder, task.kept | journal.check(identity, task.folder))
     try:
         if journal.stage == "read":
             read_input(task, journal)

@@ -9,7 +9,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-__all__ = ["Runs", "combine", "read_blocks", "write_block"]
+from gpu_als.errors import ReadError
+
+__all__ = ["Runs", "changed", "combine", "read_blocks", "write_block"]
+
+
+def changed(path: Path) -> ReadError:
+    """Return the error that says of a temporary file that somebody else was at it."""
+    return ReadError(f"{path}: is not as it was left; start the conversion afresh")
 
 
 def write_block(stream: BinaryIO, *columns: np.ndarray) -> None:

@@ -54,15 +54,15 @@ def claimed(folder: Path) -> Iterator[None]:
             f"{folder}: holds other files ({', '.join(sorted(foreign)[:3])}); pass the name of a "
             "new folder"
         )
-    try:
-        with _locked(folder):
+    with _locked(folder):
+        try:
             for side in SIDES:
                 (folder / side).mkdir(exist_ok=True)
             yield
-    finally:
-        for path in (*(folder / side for side in SIDES), *([folder] if created else [])):
-            with contextlib.suppress(OSError):
-                path.rmdir()  # nothing has come of it
+        finally:
+            for path in (*(folder / side for side in SIDES), *([folder] if created else [])):
+                with contextlib.suppress(OSError):
+                    path.rmdir()  # nothing has come of it
 
 
 @contextmanager
@@ -110,6 +110,8 @@ def discard(folder: Path, keep: Collection[str] = ()) -> None:
 
 
 def _is_own(path: Path) -> bool:
+    if path.is_symlink():  # what it leads to is not ours to write to
+        return False
     if path.name in (*SIDES, WORK):
         return path.is_dir()
-    return _IN_FOLDER.fullmatch(path.name) is not None
+    return path.is_file() and _IN_FOLDER.fullmatch(path.name) is not None

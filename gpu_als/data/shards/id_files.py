@@ -10,7 +10,7 @@ import numpy as np
 
 from gpu_als.data.shards.records import IdRecord
 from gpu_als.data.shards.writer import hashed_file
-from gpu_als.errors import ReadError
+from gpu_als.errors import InputError, ReadError
 
 __all__ = ["id_file_names", "read_ids", "write_ids"]
 
@@ -34,6 +34,11 @@ def write_ids(
     ----------
     ids : ndarray of int64, list of str, or None
         The id of each row. None: the row numbers are the ids, and nothing is written.
+
+    Raises
+    ------
+    InputError
+        For a text that is no Unicode, or that NumPy would shorten.
     """
     if ids is None:
         return None
@@ -45,12 +50,21 @@ def write_ids(
     with hashed_file(ends) as end_file, hashed_file(texts) as text_file:
         total, remaining = 0, iter(ids)
         while some := list(islice(remaining, _IDS_AT_ONCE)):
-            encoded = [text.encode() for text in some]
+            encoded = list(map(_encode, some))
             upto = total + np.cumsum([len(text) for text in encoded], dtype=np.int64)
             end_file.write(upto.astype("<i8"))
             text_file.write(b"".join(encoded))
             total = int(upto[-1])
     return IdRecord("texts", (end_file.record(), text_file.record()))
+
+
+def _encode(text: str) -> bytes:
+    if text.endswith("\0"):  # arrays of texts lose these
+        raise InputError(f"ids: found {text!r}, which ends in a NUL character; leave that out")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"ids: found {text!r}, which UTF-8 cannot write; correct it") from None
 
 
 def read_ids(

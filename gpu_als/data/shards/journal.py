@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gpu_als.data.atomic import replacing
+from gpu_als.data.shards.array_files import check_file
 from gpu_als.data.shards.records import SIDES, IdRecord, ShardRecord, listed, parse_ids, parse_shard
 from gpu_als.errors import InputError, ReadError
 
@@ -81,17 +82,20 @@ class Journal:
                 f"{path}: damaged ({error!r:.200}); run the conversion again without resume"
             ) from error
 
-    def names(self) -> set[str]:
-        """Return the paths, below the folder, of the files that are complete."""
-        return {name for name, _ in listed(self.ids, self.finished)}
+    def check(self, identity: dict[str, Any], folder: Path) -> set[str]:
+        """Refuse to go on with another conversion, or where files were lost.
 
-    def check(self, identity: dict[str, Any], folder: Path) -> None:
-        """Refuse to go on with another conversion.
+        Returns
+        -------
+        set of str
+            The paths, below the folder, of the files that are complete.
 
         Raises
         ------
         InputError
-            The message names what differs.
+            If it is another one; the message names what differs.
+        ReadError
+            If such a file is gone or has another size.
         """
         now = json.loads(json.dumps(identity))
         differing = [name for name in now if self.identity.get(name) != now[name]]
@@ -100,3 +104,7 @@ class Journal:
                 f"{folder}: holds an unfinished conversion with other {', '.join(differing)}; "
                 "repeat it with the same, or start afresh without resume"
             )
+        files = dict(listed(self.ids, self.finished))
+        for name, record in files.items():
+            check_file(folder / name, record)
+        return set(files)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from gpu_als.data.atomic import replacing
-from gpu_als.data.shards.array_files import check_size
+from gpu_als.data.shards.array_files import check_file
 from gpu_als.data.shards.records import (
     INDPTR_DTYPE,
     SIDES,
@@ -116,7 +116,7 @@ class Manifest:
             )
         manifest = cls._parse(_load(path), path)
         for name, record in manifest.files():
-            _check_file(folder / name, record)
+            check_file(folder / name, record)
         return manifest
 
     def _dtypes(self) -> dict[str, Any]:
@@ -198,14 +198,6 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
         f"{path}: not the manifest of a folder of shards, or a damaged one ({error!r:.200}); "
         "convert the data again, or restore the folder from a backup"
     ) from error
-
-
-def _check_file(path: Path, record: FileRecord) -> None:
-    try:
-        found = path.lstat()
-    except OSError as error:
-        raise ReadError(f"{path}: is missing from the folder ({error.strerror})") from error
-    check_size(path, found, record)
 
 
 def _text(value: Any) -> str:

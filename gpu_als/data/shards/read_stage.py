@@ -12,14 +12,14 @@ from tqdm import tqdm
 
 from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.data.shards.base_entries import base_blocks, n_base_bytes
-from gpu_als.data.shards.entries import write_block
+from gpu_als.data.shards.entries import changed, write_block
 from gpu_als.data.shards.id_files import write_ids
 from gpu_als.data.shards.journal import Journal
 from gpu_als.data.shards.numbering import IdCollector, NumberCollector, Rows
 from gpu_als.data.shards.records import SIDES
 from gpu_als.data.shards.task import Task
 from gpu_als.data.shards.values import Encoder
-from gpu_als.errors import InputError, ReadError
+from gpu_als.errors import InputError, ModelFileError, ReadError
 
 __all__ = ["ENTRIES", "load_rows", "read_input"]
 
@@ -74,7 +74,14 @@ def read_input(task: Task, journal: Journal) -> None:
 
 def load_rows(task: Task) -> dict[str, Rows]:
     """Return the rows of the ids of both sides, as :func:`read_input` left them."""
-    return {side: Rows(**read_arrays(_rows_file(task, side))) for side in SIDES}
+    return {side: _load(_rows_file(task, side)) for side in SIDES}
+
+
+def _load(path: Path) -> Rows:
+    try:
+        return Rows(**read_arrays(path))
+    except (FileNotFoundError, ModelFileError, TypeError) as error:
+        raise changed(path) from error
 
 
 def _rows_file(task: Task, side: str) -> Path:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
-from gpu_als.data.shards.entries import Runs, read_blocks
+from gpu_als.data.shards.entries import Runs, changed, read_blocks
 from gpu_als.data.shards.journal import Journal
 from gpu_als.data.shards.numbering import Rows
 from gpu_als.data.shards.plan import Parts
 from gpu_als.data.shards.read_stage import ENTRIES, load_rows
 from gpu_als.data.shards.records import SIDES
 from gpu_als.data.shards.task import Task
-from gpu_als.errors import ReadError
 
-__all__ = ["all_parts", "entries_at_once", "runs_of", "sort_out"]
+__all__ = ["all_parts", "part_limit", "runs_of", "sort_out"]
 
 _QUICKLY_SORTED = 1 << 21
 _MANY_PARTS = 256
@@ -24,7 +23,7 @@ def sort_out(task: Task, journal: Journal) -> None:
     """Give the entries their rows and columns, and put them into the files of their parts."""
     path = task.work / ENTRIES
     if not path.exists() or path.stat().st_size != journal.entries_bytes:
-        raise ReadError(f"{path}: is not as it was left; start the conversion afresh")
+        raise changed(path)
     rows = load_rows(task)
     parts = all_parts(task, rows)
     runs = runs_of(task, journal)
@@ -52,7 +51,7 @@ def sort_out(task: Task, journal: Journal) -> None:
 
 def all_parts(task: Task, rows: dict[str, Rows]) -> dict[str, Parts]:
     """Return the parts of both orientations: the same whenever asked for the same task."""
-    limit = entries_at_once(task, rows) // 2
+    limit = part_limit(task, rows)
     counts = [rows[side].counts for side in SIDES]
     return {
         side: Parts.of(mine, len(others), limit)
@@ -60,11 +59,12 @@ def all_parts(task: Task, rows: dict[str, Rows]) -> dict[str, Parts]:
     }
 
 
-def entries_at_once(task: Task, rows: dict[str, Rows]) -> int:
-    """Return how many entries are sorted at once."""
+def part_limit(task: Task, rows: dict[str, Rows]) -> int:
+    """Return how many entries a part has at most: half of what can be sorted at once."""
     possible = task.budget.entries_at_once(sum(rows[side].nbytes for side in SIDES))
     # Few at once are sorted in the cache of the processor; but then there are many files.
-    return min(possible, max(_QUICKLY_SORTED, int(rows["users"].counts.sum()) // _MANY_PARTS))
+    n_entries = int(rows["users"].counts.sum())
+    return min(possible, max(_QUICKLY_SORTED, n_entries // _MANY_PARTS)) // 2
 
 
 def runs_of(task: Task, journal: Journal) -> dict[str, Runs]:
