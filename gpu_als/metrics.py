@@ -36,6 +36,8 @@ __all__ = [
 Relevant: TypeAlias = "sparse.spmatrix | Sequence[ArrayLike]"
 """Relevant items: a sparse matrix (n_users x n_items) or one array of item ids per user."""
 
+_LONGEST = 1 << 24
+"""Places of a list that metrics make arrays of."""
 _RELEVANT_REMEDY = "pass a sparse matrix (users x items) or one array of integer item ids per user"
 
 
@@ -220,13 +222,13 @@ def hit_matrix(
 
 
 def check_k(K: int) -> int:
-    """Return K as a built-in int, or raise :class:`InputError` unless it is an integer >= 1."""
+    """Return K as a built-in int, or raise :class:`InputError` where no list is that long."""
     try:
         n_places = operator.index(K)
     except TypeError:
         n_places = 0
-    if n_places < 1:
-        raise InputError(f"K: found {K!r}; pass an integer of at least 1")
+    if not 1 <= n_places <= _LONGEST:
+        raise InputError(f"K: found {K!r}; pass an integer from 1 to {_LONGEST}")
     return n_places
 
 

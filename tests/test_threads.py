@@ -329,7 +329,7 @@ def test_a_fit_with_a_callback_shows_the_model_of_each_iteration():
 
     def callback(*_):
         shown.append(learnt(model))
-        assert model.user_ids[0] == "b0"
+        assert model.user_ids[1] == "b1"
 
     found = states_during(
         lambda m: m.fit(with_ids(OTHER_PLAYS, "b"), show_progress=False, callback=callback), model

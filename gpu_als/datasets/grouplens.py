@@ -111,7 +111,7 @@ def movielens(
     J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015. The README in
     each archive has the terms.
     """
-    if release not in _RELEASES:
+    if not isinstance(release, str) or release not in _RELEASES:
         raise InputError(
             f"release: found {release!r}; pass one of {', '.join(map(repr, _RELEASES))}"
         )

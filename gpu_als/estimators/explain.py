@@ -73,9 +73,11 @@ class Explains(HasFactors):
         section 5.
         """
         items = np.asarray(self._checked()[1])
+        if not np.isfinite(items).all():
+            raise InputError("item_factors hold NaN or inf, so no score can be explained")
         matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
-        (user,) = check_index_array(userid, matrix.shape[0], name="userid")[:1]
-        (item,) = check_index_array(itemid, len(items), name="itemid")[:1]
+        user = _check_one(userid, matrix.shape[0], "userid")
+        item = _check_one(itemid, len(items), "itemid")
         row = requested_rows(matrix[user], 1, len(items), "explain", dtype=self.dtype)
         check_confidences(row, self.alpha, "user_items")
         n_best = check_integer(N, name="N", at_least=1)
@@ -85,6 +87,13 @@ class Explains(HasFactors):
         else:
             weights = check_user_weights(user_weights, items.shape[1])
         return *contributions(objective, row, items, item, weights, n_best), weights
+
+
+def _check_one(number: Any, size: int, name: str) -> int:
+    found = check_index_array(number, size, name=name)
+    if len(found) != 1:
+        raise InputError(f"{name}: found {len(found)} numbers; pass one")
+    return int(found[0])
 
 
 def factor_system(

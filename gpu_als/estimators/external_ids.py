@@ -84,8 +84,10 @@ class HasIds(HasSnapshots):
         for name in ("user_factors", "item_factors"):
             factors = getattr(self, name)
             known = getattr(factors, "dtype", None) in (np.float32, np.float64)
-            if not known or getattr(factors, "ndim", None) != 2:
-                raise InputError(f"{name} must be a 2-D array of float32 or float64")
+            if not known or getattr(factors, "ndim", None) != 2 or factors.shape[1] == 0:
+                raise InputError(
+                    f"{name} must be a 2-D array of float32 or float64, with a column at least"
+                )
         if self.user_factors.shape[1] != self.item_factors.shape[1]:
             raise InputError(
                 f"user_factors of shape {self.user_factors.shape} and item_factors of shape "

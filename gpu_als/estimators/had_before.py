@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_als.data.matrix import as_csr
+from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.estimators.params import check_integer
 from gpu_als.estimators.recommending import Recommends
 
@@ -22,9 +22,10 @@ class HadBefore(Recommends):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rank some items; deprecated, as in ``implicit``: use ``recommend(items=...)``."""
         _deprecated("rank_items", "recommend with items=selected_items")
+        selected = check_index_array(selected_items, np.iinfo(np.int64).max, name="selected_items")
         return self.recommend(
-            userid, user_items, len(np.atleast_1d(selected_items)), False,
-            recalculate_user=recalculate_user, items=selected_items,
+            userid, user_items, max(len(selected), 1), False,
+            recalculate_user=recalculate_user, items=selected,
         )  # fmt: skip
 
     def recommend_all(

@@ -50,8 +50,9 @@ class SolvesNewRows(HasFactors):
         -------
         array, shape (factors,) for one user, else (n, factors)
         """
-        solved = self._solve("users", user_items, np.size(userid))
-        return solved[0] if np.ndim(userid) == 0 else solved
+        n_users = _how_many(userid)
+        solved = self._solve("users", user_items, 1 if n_users is None else n_users)
+        return solved[0] if n_users is None else solved
 
     @of_one_moment
     def recalculate_item(self, itemid: Any, item_users: Any) -> np.ndarray:
@@ -67,8 +68,9 @@ class SolvesNewRows(HasFactors):
         -------
         array, shape (factors,) for one item, else (n, factors)
         """
-        solved = self._solve("items", item_users, np.size(itemid))
-        return solved[0] if np.ndim(itemid) == 0 else solved
+        n_items = _how_many(itemid)
+        solved = self._solve("items", item_users, 1 if n_items is None else n_items)
+        return solved[0] if n_items is None else solved
 
     @of_one_moment
     def fold_in_users(self, user_items: Any) -> np.ndarray:
@@ -173,10 +175,10 @@ class SolvesNewRows(HasFactors):
     def _replace_rows(self, side: str, ids: Any, matrix: Any, name: str) -> None:
         known_ids = self.user_ids if side == "users" else self.item_ids
         with self._writing:
-            solved = self._solve(side, matrix, np.size(ids))
+            numbers = check_index_array(ids, _MOST_ROWS, name=name)
+            solved = self._solve(side, matrix, len(numbers))
             place = 0 if side == "users" else 1
             former = self._factors[place]
-            numbers = check_index_array(ids, _MOST_ROWS, name=name)
             size = max(len(former), int(numbers.max(initial=-1)) + 1)
             if size > len(former) and known_ids is not None:
                 raise InputError(
@@ -192,6 +194,14 @@ class SolvesNewRows(HasFactors):
                 both = list(self._factors)
                 both[place] = backend.hold(grown)
                 self._publish(_factors=(both[0], both[1]))
+
+
+def _how_many(ids: Any) -> int | None:
+    """Return the number of ids, whatever they are; None for one that is not in a list."""
+    try:
+        return None if isinstance(ids, str) else len(ids)
+    except TypeError:
+        return None
 
 
 def check_confidences(matrix: sp.csr_matrix, alpha: float, name: str, first_row: int = 0) -> None:

@@ -91,6 +91,11 @@ class Recommends(HasIds):
         """
         self._check_fitted()
         n_items = len(self.item_factors)
+        if np.ndim(filter_already_liked_items):
+            raise InputError(
+                "filter_already_liked_items must be True or False; pass items to leave out as "
+                "filter_items"
+            )
         # With recalculation the users need not have been trained on.
         known = np.iinfo(np.int64).max if recalculate_user else len(self.user_factors)
         ids = check_index_array(userid, known, name="userid")
@@ -157,13 +162,20 @@ class Recommends(HasIds):
             The file cannot be written; what was there before is left as it was.
         """
         self._check_fitted()
+        n_items = len(self.item_factors)
         everybody = np.arange(len(self.user_factors)) if userids is None else userids
         users = check_index_array(everybody, len(self.user_factors), name="userids")
         liked = None
         if filter_already_liked_items:
-            liked = requested_rows(user_items, len(users), len(self.item_factors), "filter")
-        candidates = len(self.item_factors) if items is None else len(np.unique(items))
+            liked = requested_rows(user_items, len(users), n_items, "filter")
+        candidates = n_items
+        if items is not None:
+            candidates = len(np.unique(check_index_array(items, n_items, name="items")))
         n_best = min(check_integer(N, name="N", at_least=1), max(candidates, 1))
+        if sp.issparse(filter_items):
+            filter_items = requested_rows(
+                filter_items, len(users), n_items, "filter", name="filter_items"
+            )
         with recommendation_file(
             file,
             (len(users), n_best),
@@ -256,6 +268,8 @@ def best_rows(
     scores : array, shape (n, N)
     """
     n_rows = len(catalogue)
+    if n_rows == 0:
+        raise InputError(f"the model has no {names[0]} to choose from; train it first")
     n_best = check_integer(n_best, name="N", at_least=1)
     if sp.issparse(denied_to_all):
         some = requested_rows(denied_to_all, len(queries), n_rows, "filter", name=names[1])

@@ -99,7 +99,8 @@ class FindsSimilar(HasFactors):
         names = "itemid", "items", "filter_items"
         queries = None
         if recalculate_item:
-            queries = self.recalculate_item(np.atleast_1d(itemid), item_users)
+            numbers = check_index_array(itemid, np.iinfo(np.int64).max, name="itemid")
+            queries = self.recalculate_item(numbers, item_users)
         return self._similar("items", itemid, N, filter_items, items, names, queries)
 
     def _similar(
