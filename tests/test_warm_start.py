@@ -140,11 +140,12 @@ def test_rows_are_not_matched_by_ids_that_only_one_side_has(kind):
 @every_model
 def test_ids_of_factors_that_were_replaced_do_not_count(kind):
     model = fit(kind, of_ids(PLAYS, np.arange(N_USERS) * 3, np.arange(N_ITEMS) * 3))
-    replaced = np.full((N_USERS - 1, FACTORS), 0.5)
+    replaced = np.random.default_rng(276).random((N_USERS - 1, FACTORS)) + 0.1
     model.user_factors = replaced
     if kind != "implicit":
         model.user_biases = np.zeros(N_USERS - 1)
-    found = beginning(model, PLAYS[1:])
+    ids = np.arange(N_USERS - 1)[::-1] * 3, np.arange(N_ITEMS) * 3
+    found = beginning(model, of_ids(PLAYS[1:], *ids))
     np.testing.assert_array_equal(found["user_factors"], replaced)
 
 
