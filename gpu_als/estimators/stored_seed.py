@@ -22,4 +22,4 @@ def stored_seed(random_state: Any) -> int | str | None:
 
 def read_seed(stored: Any) -> Any:
     """Return the seed that :func:`stored_seed` made of one."""
-    return int(stored) if isinstance(stored, str) else stored
+    return int(stored) if isinstance(stored, str) and stored.isdecimal() else stored
