@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -252,6 +254,22 @@ def test_a_shard_is_checked_only_the_first_time(folder, monkeypatch):
     expected = shard.load()[2]
     monkeypatch.setattr(shard_module, "check_csr", None)
     assert (shard.load()[2] != expected).nnz == 0
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_checking_a_shard_takes_no_copy_of_it(tmp_path, damaged):
+    """Maps are not counted here, what is allocated is."""
+    ShardedMatrix.from_matrix(np.ones((20, 10_000), np.float32), tmp_path / "m")
+    path = tmp_path / "m" / "users" / "0-000000.indices"
+    if damaged:
+        np.fromfile(path, "<i4")[::-1].tofile(path)
+    shard = ShardedMatrix.open(tmp_path / "m").users[0]
+    tracemalloc.start()
+    with pytest.raises(ReadError, match="do not rise") if damaged else nullcontext():
+        shard.load()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.2 * path.stat().st_size
 
 
 def test_shards_that_overlap_are_refused_even_if_their_files_do_too(folder):
