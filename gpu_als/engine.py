@@ -228,10 +228,11 @@ def _fit_to_device(
         len(model.user_factors),
         len(model.item_factors),
         max(int(each.sum()) for each in counts),
-        model.user_factors.shape[1],
+        model.user_factors.shape[1] - model.bias,
         model.user_factors.dtype.itemsize,
         max(int(each.max(initial=0)) for each in counts),
         copies,
+        model.bias,
     )
     plan = plan_device(shape, *room)
     if plan.part_bytes is None:

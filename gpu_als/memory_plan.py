@@ -5,11 +5,30 @@ Arithmetic on shapes: nothing is allocated, and no data is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from gpu_als.errors import BackendError
 
-__all__ = ["DevicePlan", "FitShape", "plan_device"]
+__all__ = [
+    "SPLIT_FLOATS",
+    "DevicePlan",
+    "FitShape",
+    "device_batch_elements",
+    "device_workspace",
+    "lay_out",
+    "most_factors",
+    "plan_device",
+]
+
+SPLIT_FLOATS = 1 << 25
+"""Floats of the shares of split rows that are on a device at the same time, unless one row needs
+more."""
+_SMALLEST_BATCH, _LARGEST_BATCH = 1 << 22, 1 << 28
+_BYTES_PER_ELEMENT = 64
+"""A batch keeps a handful of arrays of its size; this leaves most of the memory for data."""
+_BATCH_BYTES = 16
+"""Of each element, in float64: what batches have been seen to use at most."""
 
 _SMALLEST_PART = 1 << 20
 """Bytes. Smaller parts would spend their time on launches."""
@@ -27,12 +46,15 @@ class FitShape:
     Attributes
     ----------
     users, items, entries, factors : int
+        Factors without biases.
     value_bytes : int
         Of a value and of a factor: 4 or 8.
     longest : int
         Entries of the longest row of either side.
     copies : int
         How often the factors are there at the same time.
+    bias : bool
+        The factors have one more column, for biases.
     """
 
     users: int
@@ -42,11 +64,17 @@ class FitShape:
     value_bytes: int = 4
     longest: int = 0
     copies: int = 1
+    bias: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of the factors."""
+        return self.factors + self.bias
 
     @property
     def factor_bytes(self) -> int:
         """Bytes of one row of factors as kernels want it: whole 16-byte pieces."""
-        return -(-self.factors // 4) * 4 * self.value_bytes
+        return -(-self.width // 4) * 4 * self.value_bytes
 
     @property
     def entry_bytes(self) -> int:
@@ -85,6 +113,19 @@ class DevicePlan:
         return self.factors + self.data + self.sweep + self.workspace
 
 
+def device_batch_elements(total: int) -> int:
+    """Return the array elements that a batch may use on a device of so many bytes in all.
+
+    Not of so many that are free: how batches are cut decides how sums are rounded.
+    """
+    return min(max(total // _BYTES_PER_ELEMENT, _SMALLEST_BATCH), _LARGEST_BATCH)
+
+
+def device_workspace(batch_elements: int) -> int:
+    """Return the bytes that batches of so many elements, and rows split over blocks, use."""
+    return 4 * SPLIT_FLOATS + _BATCH_BYTES * batch_elements
+
+
 def plan_device(shape: FitShape, available: int, workspace: int) -> DevicePlan:
     """Keep all data on the device if there is room, else cut it into parts.
 
@@ -101,8 +142,34 @@ def plan_device(shape: FitShape, available: int, workspace: int) -> DevicePlan:
     BackendError
         Not even the smallest parts fit; the message says what is needed and what there is.
     """
+    plan = lay_out(shape, available, workspace)
+    if plan.total <= available:
+        return plan
+
+    def fits(factors: int) -> bool:
+        return lay_out(replace(shape, factors=factors), available, workspace).total <= available
+
+    fewer = most_factors(fits, shape.factors)
+    hint = f" ({fewer:,} would fit)" if fewer else ""
+    raise BackendError(
+        f"this fit needs about {plan.total:,} bytes of GPU memory, of which {available:,} are "
+        f"free; use fewer factors{hint}, less data or backend='numpy' (use_gpu=False)"
+    )
+
+
+def most_factors(fits: Callable[[int], bool], below: int) -> int:
+    """Return the largest number of factors that fits, below one that does not; 0 for none."""
+    low, high = 0, below
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def lay_out(shape: FitShape, available: int, workspace: int) -> DevicePlan:
+    """Return the plan of :func:`plan_device`, or that which needs least where none fits."""
     rows, most = shape.users + shape.items, max(shape.users, shape.items)
-    factors = shape.copies * rows * shape.factors * shape.value_bytes
+    factors = shape.copies * rows * shape.width * shape.value_bytes
     # The fixed side in the frame's coordinates, and as kernels want it.
     sweep = 2 * most * shape.factor_bytes
     entries = shape.entries * shape.entry_bytes
@@ -122,11 +189,6 @@ def plan_device(shape: FitShape, available: int, workspace: int) -> DevicePlan:
     longest = shape.longest * shape.entry_bytes + shape.row_bytes
     least = max(_SMALLEST_PART, longest, whole // _MOST_PARTS)
     room = (available - factors - sweep - workspace) // _PARTS_AT_ONCE
-    part = min(room, whole // 2)
-    if part < least:
-        needed = min(resident.total, factors + sweep + workspace + _PARTS_AT_ONCE * least)
-        raise BackendError(
-            f"this fit needs about {needed:,} bytes of GPU memory, of which {available:,} are "
-            "free; use fewer factors, less data or backend='numpy' (use_gpu=False)"
-        )
-    return DevicePlan(part, factors, _PARTS_AT_ONCE * part, sweep, workspace)
+    part = max(min(room, whole // 2), least)
+    streamed = DevicePlan(part, factors, _PARTS_AT_ONCE * part, sweep, workspace)
+    return min(streamed, resident, key=lambda plan: plan.total)

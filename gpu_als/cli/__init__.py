@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpu_als.cli import convert, demo, evaluate, fit, info, recommend
+from gpu_als.cli import convert, demo, evaluate, fit, info, plan, recommend
 from gpu_als.errors import GpuAlsError
 
 __all__ = ["build_parser", "main"]
@@ -23,6 +23,7 @@ start here:
   gpu-als recommend model.npz --users 7 --ratings ratings.csv
   gpu-als evaluate model.npz test.csv
   gpu-als convert huge.csv huge.shards            for data larger than memory
+  gpu-als plan --users 1M --items 200K --nnz 500M --factors 128 --device-memory 80G
   gpu-als info                                    versions, processors, GPU
 
 'gpu-als COMMAND --help' explains the options of a command.
@@ -93,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gpu-als {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in (demo, fit, recommend, evaluate, convert, info):
+    for module in (demo, fit, recommend, evaluate, convert, plan, info):
         module.add_command(commands)
     return parser
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from typing import Any
 
@@ -12,13 +11,12 @@ from gpu_als.cli.options import (
     add_reading_options,
     new_command,
     reading_arguments,
+    size,
 )
 from gpu_als.cli.output import print_json, say
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def add_command(commands: Any) -> None:
@@ -40,11 +38,11 @@ def add_command(commands: Any) -> None:
         help="the files to read, also .parquet (needs pyarrow), and the folder to make",
     )  # fmt: skip
     parser.add_argument(
-        "--memory", type=_size, default="2G", metavar="SIZE",
+        "--memory", type=size, default="2G", metavar="SIZE",
         help="how much memory the process may take, as 800M or 2G (default: 2G)",
     )  # fmt: skip
     parser.add_argument(
-        "--shard-size", type=_size, default="256M", metavar="SIZE",
+        "--shard-size", type=size, default="256M", metavar="SIZE",
         help="how large a shard is at most, unless it has one row (default: 256M)",
     )  # fmt: skip
     parser.add_argument(
@@ -123,16 +121,3 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     return 0
-
-
-def _size(text: str) -> int:
-    """Return the bytes that a number with a unit says."""
-    number = text.upper().removesuffix("B").removesuffix("I")
-    unit = number[-1:] if number[-1:] in _UNITS else ""
-    size = float(number.removesuffix(unit)) * _UNITS[unit]
-    if not math.isfinite(size):
-        raise ValueError
-    return int(size)
-
-
-_size.__name__ = "size"  # what argparse says it expected

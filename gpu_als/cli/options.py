@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "add_reading_options",
     "new_command",
     "reading_arguments",
+    "size",
 ]
 
 EXPLICIT_OPTIONS = ("bias", "scale_regularization", "nonnegative", "tol", "patience")
@@ -29,6 +31,8 @@ MODEL_OPTIONS = (
 )
 """What is None unless it was given, so that the estimator's own default holds."""
 READING_OPTIONS = ("user_column", "item_column", "rating_column", "delimiter", "header")
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def new_command(
@@ -217,3 +221,13 @@ def _one_or_two(text: str) -> float | tuple[float, float]:
 
 
 _one_or_two.__name__ = "number"  # what argparse says it expected
+
+
+def size(text: str) -> int:
+    """Return the bytes that a number with a unit says."""
+    number = text.upper().removesuffix("B").removesuffix("I")
+    unit = number[-1:] if number[-1:] in _UNITS else ""
+    found = float(number.removesuffix(unit)) * _UNITS[unit]
+    if not math.isfinite(found):
+        raise ValueError
+    return int(found)

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 
 from gpu_als.backends.ahead import one_ahead
 from gpu_als.backends.cupy.compile import KernelError, Kernels
-from gpu_als.backends.cupy.fused import SPLIT_FLOATS, DeviceProblem, Fused, SideBySide
+from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.matrix import Matrix
 from gpu_als.backends.cupy.ranking import FusedTopK
@@ -27,6 +27,7 @@ from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.data.packing import pack_rows
 from gpu_als.errors import BackendError
+from gpu_als.memory_plan import device_batch_elements, device_workspace
 from gpu_als.row_problem import RowProblem, SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
 
@@ -35,14 +36,6 @@ __all__ = ["CupyBackend"]
 Array = Any
 
 _INSTALL = "install it with pip install 'gpu-als[cuda13]' (or [cuda12] for a CUDA 12 driver)"
-_SMALLEST_BATCH, _LARGEST_BATCH = 1 << 22, 1 << 28
-_BYTES_PER_ELEMENT = 64
-"""A batch keeps a handful of arrays of its size; this leaves most of the memory for data."""
-
-
-_BATCH_BYTES = 16
-"""Of each element, in float64: what batches have been seen to use at most."""
-
 _made: dict[tuple[int, str], CupyBackend] = {}
 
 
@@ -90,9 +83,7 @@ class CupyBackend:
             ) from error
         self.xp: Any = cupy
         self.device = properties["name"].decode()
-        # Not what is free: how batches are cut decides how sums are rounded.
-        wanted = properties["totalGlobalMem"] // _BYTES_PER_ELEMENT
-        self.batch_elements = int(min(max(wanted, _SMALLEST_BATCH), _LARGEST_BATCH))
+        self.batch_elements = device_batch_elements(properties["totalGlobalMem"])
         self._held: dict[str, int] = {}
         architecture = 10 * properties["major"] + properties["minor"]
         self.limits = DeviceLimits(
@@ -206,7 +197,7 @@ class CupyBackend:
         """See :class:`gpu_als.backends.ops.Backend`."""
         free = self.xp.cuda.runtime.memGetInfo()[0]
         free += self.xp.get_default_memory_pool().free_bytes()
-        return free, 4 * SPLIT_FLOATS + _BATCH_BYTES * self.batch_elements
+        return free, device_workspace(self.batch_elements)
 
     def load(self, problem: RowProblem) -> DeviceProblem:
         """Return the problem with its arrays on the device.

@@ -27,15 +27,11 @@ from gpu_als.backends.cupy.launch import (
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.data.packing import Packing, pack_rows
+from gpu_als.memory_plan import SPLIT_FLOATS
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
-__all__ = ["SPLIT_FLOATS", "DescribedSweep", "DeviceProblem", "Fused", "SideBySide"]
-
-SPLIT_FLOATS = 1 << 25
-"""Floats of the shares of split rows that are in memory at the same time, unless one row needs
-more."""
-
+__all__ = ["DescribedSweep", "DeviceProblem", "Fused", "SideBySide"]
 
 _CONVERTED = 1 << 14
 """Rows that one product takes into a frame's coordinates or out of them."""

@@ -1,0 +1,216 @@
+"""How much host memory a fit needs, with its data in memory or read from shards on disk.
+
+Arithmetic on shapes: nothing is allocated, and no data is needed. Python itself and what it has
+imported are not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gpu_als.data.packing import row_elements
+from gpu_als.memory_plan import FitShape
+
+__all__ = ["HostPlan", "Kind", "Threads", "plan_host"]
+
+_ROW_BYTES, _PACKED_BYTES = 20, 28
+"""Of each row: where it begins, in two types; its place in the order, its ridge and its count."""
+_DRAWN_BYTES = 8
+"""Of each factor as it is drawn, before it takes the dtype of the fit."""
+_BATCH_ENTRY_BYTES = 56
+"""Of each entry of a batch besides its row of factors: places, indices, weights, predictions."""
+_THREAD_BYTES = 2 << 20
+"""Of each thread: what the allocator keeps of arrays that have grown."""
+_SMALL_SYSTEM = 32
+"""Factors up to which the systems of a batch are factored as a copy."""
+_IN_FLIGHT = 8
+"""Results of each thread that may wait to be added up."""
+_SHARD_BYTES = 1 << 28
+"""Of a shard on disk, unless told otherwise; when it is first used, all of it is checked."""
+_STORED_BYTES = 4
+"""Of a value on disk; where values are wanted wider, both are in memory."""
+_PART_ENTRIES = (1 << 27) // 12
+"""Of a part that is read from shards."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the memory of a fit depends on besides its shape.
+
+    Attributes
+    ----------
+    base : bool
+        All cells have a weight, as in implicit feedback.
+    exact : bool
+        Rows are solved exactly, which forms their systems.
+    ones : float
+        The share of entries whose confidence is 1. Where there are any, all entries are copied.
+    """
+
+    base: bool
+    exact: bool
+    ones: float
+
+
+@dataclass(frozen=True)
+class Threads:
+    """What solves rows on the host.
+
+    Attributes
+    ----------
+    number : int
+    batch_elements : int
+        Array elements that a batch may use, in each thread.
+    block_elements : int
+        Factors that one step of a pass over all rows takes.
+    """
+
+    number: int
+    batch_elements: int
+    block_elements: int
+
+    def workspace(self, shape: FitShape, kind: Kind) -> int:
+        """Return the bytes that all threads use at the peak, where rows of all lengths occur."""
+        k, value = shape.width, shape.value_bytes
+        longest = shape.longest or shape.entries
+        longest = min(longest, max(1, self.batch_elements // k))
+        entries = round(self._rows_at_once(longest, k) * longest)
+        side = min(longest, k)
+        systems = round(self._rows_at_once(side, k) * side**2) if kind.exact else 0
+        if k <= _SMALL_SYSTEM:
+            systems *= 2
+        batch = value * (entries * k + systems) + _BATCH_ENTRY_BYTES * entries + _THREAD_BYTES
+        if not kind.base:
+            return self.number * batch
+        factors = max(shape.users, shape.items) * k
+        blocks = -(-factors // self.block_elements)
+        # In float64: blocks of factors, and their Grams, which wait to be added up.
+        at_once = min(factors, self.number * self.block_elements)
+        grams = k * k * min(blocks, _IN_FLIGHT * self.number)
+        return self.number * batch + 8 * (at_once + grams)
+
+    def _rows_at_once(self, width: int, k: int) -> float:
+        return self.batch_elements / row_elements(width, k)
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """What lies in host memory during a fit.
+
+    Attributes
+    ----------
+    from_shards : bool
+        The data are read from disk part by part; else they are in memory.
+    data : int
+        Bytes of both orientations of the data, or of the parts there at one time, with what is
+        known of each row.
+    factors : int
+        Bytes of both sides' factors.
+    sweep : int
+        Bytes of what one half-sweep adds: the fixed side in its coordinates.
+    workspace : int
+        Bytes of what batches use, in all threads.
+    around : int
+        Bytes beyond that at the peak, where it is not in a half-sweep but while data are checked or
+        weighed, factors drawn or handed out.
+    """
+
+    from_shards: bool
+    data: int
+    factors: int
+    sweep: int
+    workspace: int
+    around: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all, at the peak."""
+        return self.data + self.factors + self.sweep + self.workspace + self.around
+
+
+def plan_host(
+    shape: FitShape,
+    kind: Kind,
+    threads: Threads | None,
+    *,
+    from_shards: bool,
+    part_bytes: int | None = None,
+) -> HostPlan:
+    """Add up what the host needs.
+
+    Parameters
+    ----------
+    shape : FitShape
+    kind : Kind
+    threads : Threads or None
+        What solves the rows; None where a device does.
+    from_shards : bool
+        Read the data from disk; else have them in memory.
+    part_bytes : int or None
+        The size of the parts that pass through a device; see
+        :class:`~gpu_als.memory_plan.DevicePlan`.
+    """
+    rows, value = shape.users + shape.items, shape.value_bytes
+    one = rows * shape.width * value
+    factors = one * (shape.copies if threads else 1)
+    sweep = workspace = 0
+    if threads:
+        moves = kind.base or shape.bias
+        sweep = max(shape.users, shape.items) * shape.width * value if moves else 0
+        workspace = threads.workspace(shape, kind)
+    data, loading = _data(shape, kind, threads, from_shards=from_shards, part_bytes=part_bytes)
+    moments = [factors + sweep + workspace, factors + loading]
+    if from_shards:
+        moments.append(min(shape.entries * _entry_bytes(shape, True), _SHARD_BYTES) - data)
+    if not kind.base:
+        # Each side is drawn and converted before any row is packed; in the end both are copied.
+        drawn = _DRAWN_BYTES + value
+        beginning = max(shape.users * drawn, shape.users * value + shape.items * drawn)
+        moments.append(beginning * shape.width - rows * _PACKED_BYTES)
+        moments.append(factors + workspace + one)
+    around = max(moments) - moments[0]
+    return HostPlan(from_shards, data, factors, sweep, workspace, around)
+
+
+def _data(
+    shape: FitShape,
+    kind: Kind,
+    threads: Threads | None,
+    *,
+    from_shards: bool,
+    part_bytes: int | None,
+) -> tuple[int, int]:
+    """Return the bytes of the data in memory, and of what is there besides while it is loaded."""
+    entry = _entry_bytes(shape, from_shards)
+    set_apart = round(entry * kind.ones) + 1  # put in order; which ones they are
+    copied = entry if kind.ones else 0
+    rows = (shape.users + shape.items) * (_ROW_BYTES + _PACKED_BYTES)
+    if from_shards:
+        part = _PART_ENTRIES
+        if part_bytes is not None:
+            part = min(part, part_bytes // shape.entry_bytes)
+        part = max(min(part, shape.entries), shape.longest)
+        # One is in use while the next is made ready, out of two shards perhaps; where nothing is
+        # done with the next one's entries, the maps of them take no memory.
+        read = 2 if kind.base or shape.value_bytes > _STORED_BYTES else 1
+        on_disk = _entry_bytes(replace(shape, value_bytes=_STORED_BYTES), True)
+        if shape.entries * on_disk > _SHARD_BYTES:
+            read = 3
+        mapped = min(read * part, shape.entries) * entry
+        return rows + mapped + part * (2 * copied + set_apart), 0
+    held = 2 * shape.entries * entry + rows
+    if threads:
+        return held + 2 * shape.entries * copied, shape.entries * set_apart
+    if part_bytes is None:
+        return held, shape.entries * (copied + set_apart)
+    part = part_bytes // shape.entry_bytes
+    return held + part * (2 * copied + set_apart), 0
+
+
+def _entry_bytes(shape: FitShape, from_shards: bool) -> int:
+    """Return the bytes of an entry: its column and its value.
+
+    SciPy takes eight bytes for columns from 2^31 entries on, and shards only from 2^31 columns on.
+    """
+    largest = max(shape.users, shape.items, 0 if from_shards else shape.entries)
+    return (4 if largest < 1 << 31 else 8) + shape.value_bytes
