@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gpu_als.data.cutting import cut_rows
 from gpu_als.data.shards import Shard
 from gpu_als.row_problem import SparseRows
-from gpu_als.side import cut_rows
 
 __all__ = ["ShardRows"]
 

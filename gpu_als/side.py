@@ -13,10 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
+from gpu_als.data.cutting import cut_rows
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import RowProblem, SparseRows
 
-__all__ = ["Rows", "Side", "WholeRows", "cut_rows"]
+__all__ = ["Rows", "Side", "WholeRows"]
 
 
 class Rows(Protocol):
@@ -81,30 +82,6 @@ class WholeRows:
             return np.full(len(self.rows), self.rows.shape[1])
         counts: np.ndarray = np.diff(self.rows.indptr)
         return counts
-
-
-def cut_rows(
-    counts: np.ndarray, most_bytes: int, entry_bytes: int, row_bytes: int
-) -> tuple[int, ...]:
-    """Cut rows into runs of at most so many bytes, or of one row.
-
-    Parameters
-    ----------
-    counts : int64 array, shape (n_rows,)
-        Entries of each row.
-    most_bytes, entry_bytes, row_bytes : int
-
-    Returns
-    -------
-    tuple of int
-        The first row of each run, and the number of rows.
-    """
-    before = np.append(0, np.cumsum(counts * entry_bytes + row_bytes))
-    bounds = [0]
-    while bounds[-1] < len(counts):
-        stop = int(np.searchsorted(before, before[bounds[-1]] + most_bytes, side="right")) - 1
-        bounds.append(max(stop, bounds[-1] + 1))
-    return tuple(bounds)
 
 
 @dataclass(frozen=True)
