@@ -210,7 +210,7 @@ def to_id_array(ids: Any, *, name: str) -> np.ndarray:
     InputError
         For missing ids, other types, more than one dimension, or integers beyond int64.
     """
-    array = np.atleast_1d(_plain_array(ids))
+    array = np.atleast_1d(_plain_array(ids, name))
     if array.ndim != 1:
         raise InputError(f"{name}: found {array.ndim} dimensions; pass a 1-D array of ids")
     kind = array.dtype.kind
@@ -227,7 +227,7 @@ def to_id_array(ids: Any, *, name: str) -> np.ndarray:
     return array.astype(np.int64, copy=False)
 
 
-def _plain_array(ids: Any) -> np.ndarray:
+def _plain_array(ids: Any, name: str) -> np.ndarray:
     ids = to_host(ids)
     if isinstance(ids, list | tuple) and len(set(map(type, ids))) > 1:
         # NumPy would turn [7, None] or [7, "a"] into one type by itself and hide the mixture.
@@ -235,7 +235,10 @@ def _plain_array(ids: Any) -> np.ndarray:
         for position, value in enumerate(ids):
             array[position] = value
         return array
-    return np.asarray(ids)
+    try:
+        return np.asarray(ids)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(f"{name}: no array of ids ({error}); pass a 1-D array of ids") from error
 
 
 def _from_objects(array: np.ndarray, name: str) -> np.ndarray:

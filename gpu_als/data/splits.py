@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
@@ -39,9 +40,10 @@ def train_test_split(
         If an argument is out of range or ``ratings`` cannot be used.
     """
     matrix = _as_csr(ratings)
-    if not 0.0 <= train_percentage <= 1.0:
+    if not (_is_real(train_percentage) and 0 <= train_percentage <= 1):
         raise InputError(
-            f"train_percentage: found {train_percentage}; pass a fraction from 0 to 1, such as 0.8"
+            f"train_percentage: found {train_percentage!r}; pass a fraction from 0 to 1, such as "
+            "0.8"
         )
     in_train = check_random_state(random_state).random(matrix.nnz) < train_percentage
     return _where(matrix, in_train), _where(matrix, ~in_train)
@@ -75,9 +77,9 @@ def leave_k_out_split(
     """
     matrix = _as_csr(ratings)
     n_held_out = _check_k(K)
-    if not 0.0 <= train_only_size < 1.0:
+    if not (_is_real(train_only_size) and 0 <= train_only_size < 1):
         raise InputError(
-            f"train_only_size: found {train_only_size}; pass a fraction of at least 0 and below 1"
+            f"train_only_size: found {train_only_size!r}; pass a fraction of at least 0 and below 1"
         )
     rng = check_random_state(random_state)
     n_users = matrix.shape[0]
@@ -125,6 +127,10 @@ def _as_csr(ratings: Any) -> sp.csr_matrix:
     ratings = getattr(ratings, "user_items", ratings)
     wide = getattr(ratings, "dtype", None) == np.float64
     return as_csr(ratings, dtype=np.float64 if wide else np.float32)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check_k(k: Any) -> int:

@@ -120,6 +120,7 @@ def test_string_ids_stay_strings(ids):
         ([2**64], "beyond int64; pass such ids as strings"),
         (np.array([2**63], np.uint64), "beyond int64; pass such ids as strings"),
         ([[1, 2]], "found 2 dimensions"),
+        ([[1, 2], [3]], "no array of ids"),
         ({1, 2}, "pass integers or strings"),
     ],
 )

@@ -87,7 +87,7 @@ def test_train_percentage_is_the_probability():
     assert train_test_split(whole, 0.0, 23)[0].nnz == 0
 
 
-@pytest.mark.parametrize("percentage", [-0.1, 1.1, 80, float("nan")])
+@pytest.mark.parametrize("percentage", [-0.1, 1.1, 80, float("nan"), None, "half"])
 def test_train_percentage_is_checked(percentage):
     with pytest.raises(
         InputError, match=r"train_percentage: found .*; pass a fraction from 0 to 1"
@@ -131,7 +131,7 @@ def test_k_is_checked(k):
         leave_k_out_split(random_ratings(), k)
 
 
-@pytest.mark.parametrize("size", [-0.1, 1.0, 2])
+@pytest.mark.parametrize("size", [-0.1, 1.0, 2, None, "half"])
 def test_train_only_size_is_checked(size):
     with pytest.raises(InputError, match=r"train_only_size: found .*; pass a fraction"):
         leave_k_out_split(random_ratings(), train_only_size=size)
