@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from gpu_als.checkpoint import Checkpoint
+from gpu_als.cli.cluster import on_cluster
 from gpu_als.cli.folders import check_not_inside, refuse_folder, refuse_reading_options
 from gpu_als.cli.interrupt import GracefulInterrupt
 from gpu_als.cli.options import (
@@ -83,6 +84,11 @@ def add_command(commands: Any) -> None:
         help="go on from the state in --checkpoint if it is there: run a command that was killed "
         "once more with this option",
     )  # fmt: skip
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS",
+        help="train on the Dask cluster with this scheduler, such as tcp://host:8786; a folder of "
+        "shards must have the same path on all its machines (default: train in this process)",
+    )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE.png", help="draw the learning curve")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bar")
     add_json_option(parser)
@@ -122,9 +128,9 @@ def run(args: argparse.Namespace) -> int:
     if former is not None:
         say(args, f"Starting from {args.warm_start} ({describe(former)})")
     ratings, validation = _hold_out(args, ratings)
-    with GracefulInterrupt() as interrupt:
+    with on_cluster(args.scheduler, ratings) as data, GracefulInterrupt() as interrupt:
         train(
-            model, ratings,
+            model, data,
             validation=validation, warm_start=former is not None,
             callback=interrupt.callback, progress=not args.quiet,
             checkpoint=checkpoint, resume=args.resume,

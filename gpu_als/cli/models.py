@@ -14,6 +14,7 @@ from gpu_als.data import Interactions, read_interactions
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
 from gpu_als.estimators import AlternatingLeastSquares, ExplicitALS
+from gpu_als.training_data import TrainingData
 
 __all__ = ["AnyModel", "build_model", "describe", "load_model", "read_ratings", "train"]
 
@@ -63,7 +64,7 @@ def read_ratings(args: argparse.Namespace, file: str) -> Interactions:
 
 def train(
     model: AnyModel,
-    ratings: Interactions | ShardedMatrix,
+    ratings: Interactions | ShardedMatrix | TrainingData,
     *,
     validation: Any = None,
     warm_start: bool = False,
