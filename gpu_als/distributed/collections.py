@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import dask
 import numpy as np
 import scipy.sparse as sp
-from distributed import Client, Future
+from distributed import Future
 
 from gpu_als.data.matrix import as_csr
 from gpu_als.distributed.balance import cut_by_work
-from gpu_als.errors import InputError
+from gpu_als.distributed.cluster import Cluster
+from gpu_als.errors import InputError, NotFiniteError
 from gpu_als.row_problem import SparseRows
 from gpu_als.side import WholeRows
 
@@ -69,51 +70,37 @@ class CollectionSource:
     dtype: np.dtype = np.dtype(np.float32)  # noqa: RUF009
 
     @classmethod
-    def of(cls, client: Client, collection: Any, shape: tuple[int, int] | None) -> CollectionSource:
+    def of(
+        cls, cluster: Cluster, collection: Any, shape: tuple[int, int] | None
+    ) -> CollectionSource:
         """Sort a collection out.
 
         Parameters
         ----------
-        client : distributed.Client
+        cluster : Cluster
         collection : Dask DataFrame or array
         shape : (int, int), optional
             Of a DataFrame.
         """
-        n_parts = 2 * len(client.nthreads())
         if hasattr(collection, "partitions") and hasattr(collection, "columns"):
-            blocks = client.compute(_frame_blocks(collection))
-            largest = client.gather(client.map(_largest, blocks, pure=False))
-            found = tuple(int(n) + 1 for n in np.max(largest, axis=0))
-            shape = _checked_shape(shape, found)
+            blocks = cluster.compute(_frame_blocks(collection))
+            shape = _checked_shape(shape, _least_shape(cluster, blocks))
         else:
             if shape is not None:
                 raise InputError("shape goes with a Dask DataFrame; an array has its own")
-            blocks = client.compute(_array_blocks(collection))
-            shape = collection.shape
+            blocks = cluster.compute(_array_blocks(collection))
+            shape = int(collection.shape[0]), int(collection.shape[1])
         if 0 in shape:
             raise InputError(f"interactions: found shape {shape}; there must be a user and an item")
-        bounds, matrices, lengths = [], [], []
-        for side in (0, 1):
-            counts = sum(client.gather(client.map(_count, blocks, side=side, n=shape[side])))
-            ends = cut_by_work(counts + 1.0, n_parts)
-            cut = [client.submit(_sort_out, block, side, ends, pure=False) for block in blocks]
-            rows = []
-            for number, (first, last) in enumerate(pairwise(ends)):
-                picked = [client.submit(_pick, each, number, pure=False) for each in cut]
-                where = first, last, side, shape
-                rows.append(client.submit(_assemble, picked, *where, pure=False))
-            bounds.append(ends)
-            matrices.append(rows)
-            lengths.append(np.concatenate(client.gather(client.map(_row_counts, rows, pure=False))))
-        digests = client.map(_digest, matrices[0], bounds[0][:-1], pure=False)
-        digest = f"{sum(client.gather(digests)) % 2**64:016x}"
-        return cls(
-            (int(shape[0]), int(shape[1])),
-            (bounds[0], bounds[1]),
-            (matrices[0], matrices[1]),
-            (lengths[0], lengths[1]),
-            digest,
-        )
+        users, items = (_by_row(cluster, blocks, side, shape) for side in (0, 1))
+        (user_bounds, by_user, user_counts), (item_bounds, by_item, item_counts) = users, items
+        digests = [
+            cluster.submit(_digest, matrix, first)
+            for matrix, first in zip(by_user, user_bounds, strict=False)
+        ]
+        digest = f"{sum(cluster.collect(digests)) % 2**64:016x}"
+        both = (user_bounds, item_bounds), (by_user, by_item), (user_counts, item_counts)
+        return cls(shape, *both, digest)
 
     @property
     def nnz(self) -> int:
@@ -129,13 +116,13 @@ class CollectionSource:
         """See :class:`~gpu_als.distributed.sources.Source`."""
         return replace(self, dtype=np.dtype(dtype))
 
-    def each(self, client: Client, function: Callable[[int, SparseRows], T]) -> list[T]:
+    def each(self, cluster: Cluster, function: Callable[[int, SparseRows], T]) -> list[T]:
         """See :class:`~gpu_als.distributed.sources.Source`; workers do it."""
         futures = [
-            client.submit(_look, matrix, first, self.dtype, function, pure=False)
+            cluster.submit(_look, matrix, first, self.dtype, function)
             for matrix, first in zip(self.matrices[0], self.bounds[0], strict=False)
         ]
-        found: list[T] = client.gather(futures)
+        found: list[T] = cluster.collect(futures)
         return found
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +133,7 @@ class CollectionSource:
         """See :class:`~gpu_als.distributed.sources.Source`."""
         return self.digest
 
-    def rows(self, client: Client, side: int, first: int, last: int) -> Future:
+    def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Future:
         """See :class:`~gpu_als.distributed.sources.Source`."""
         begins, matrices = [], []
         for matrix, (start, stop) in zip(
@@ -156,7 +143,29 @@ class CollectionSource:
                 begins.append(start)
                 matrices.append(matrix)
         cut = first - begins[0], last - begins[0]
-        return client.submit(_rows_between, matrices, *cut, self.dtype, pure=False)
+        return cluster.submit(_rows_between, matrices, *cut, self.dtype)
+
+
+def _least_shape(cluster: Cluster, blocks: Sequence[Future]) -> tuple[int, int]:
+    largest = cluster.collect([cluster.submit(_largest, block) for block in blocks])
+    users, items = zip(*largest, strict=True)
+    return max(users) + 1, max(items) + 1
+
+
+def _by_row(
+    cluster: Cluster, blocks: Sequence[Future], side: int, shape: tuple[int, int]
+) -> tuple[tuple[int, ...], list[Future], np.ndarray]:
+    """Return bounds, the matrices from one to the next, and all rows' numbers of entries."""
+    submit, collect = cluster.submit, cluster.collect
+    counts = sum(collect([submit(_count, block, side, shape[side]) for block in blocks]))
+    bounds = cut_by_work(counts + 1.0, 2 * len(cluster.workers()))
+    sorted_out = [submit(_sort_out, block, side, bounds) for block in blocks]
+    matrices = []
+    for number, (first, last) in enumerate(pairwise(bounds)):
+        picked = [submit(_pick, each, number) for each in sorted_out]
+        matrices.append(submit(_assemble, picked, first, last, side, shape))
+    lengths = collect([submit(_row_counts, matrix) for matrix in matrices])
+    return bounds, matrices, np.concatenate(lengths)
 
 
 def _checked_shape(given: Any, found: tuple[int, ...]) -> tuple[int, int]:
@@ -207,13 +216,26 @@ def _of_frame(frame: Any) -> Triples:
         raise InputError(
             f"interactions: column {frame.columns[2]!r} holds {columns[2].dtype}; pass numbers"
         )
-    return Triples(users, items, columns[2].astype(np.float64))
+    return _finite(Triples(users, items, columns[2].astype(np.float64)))
 
 
 def _of_array(block: Any, first_user: int, first_item: int) -> Triples:
-    entries = as_csr(block, name="interactions", dtype=np.float64).tocoo()
+    matrix = as_csr(block, name="interactions", dtype=np.float64, require_finite=False)
+    entries = matrix.tocoo()
     users, items = entries.row.astype(np.int64), entries.col.astype(np.int64)
-    return Triples(users + first_user, items + first_item, entries.data)
+    return _finite(Triples(users + first_user, items + first_item, entries.data))
+
+
+def _finite(block: Triples) -> Triples:
+    bad = np.flatnonzero(~np.isfinite(block.values))
+    if len(bad):
+        user, item, value = (array[bad[0]] for array in block)
+        raise NotFiniteError(
+            "interactions: found values that are NaN or infinite, such as "
+            f"{value} at (row, column) ({user}, {item}); remove these entries or give them finite "
+            "values"
+        )
+    return block
 
 
 def _largest(block: Triples) -> tuple[int, int]:
@@ -244,8 +266,10 @@ def _assemble(
     users, items, values = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
     rows, columns = (users, items) if side == 0 else (items, users)
     size = last - first, shape[1 - side]
-    matrix = sp.coo_matrix((values, (rows - first, columns)), shape=size)
-    return as_csr(matrix, name="interactions", dtype=np.float64)
+    matrix = sp.coo_matrix((values, (rows - first, columns)), shape=size).tocsr()
+    if not np.isfinite(matrix.data).all():
+        raise NotFiniteError("interactions: the values of one user and item add up to infinity")
+    return matrix
 
 
 def _row_counts(matrix: sp.csr_matrix) -> np.ndarray:
@@ -266,7 +290,8 @@ def _digest(matrix: sp.csr_matrix, first: int) -> int:
 
 
 def _rows_of(matrix: sp.csr_matrix, dtype: np.dtype) -> SparseRows:
-    return SparseRows.from_csr(as_csr(matrix, name="interactions", dtype=dtype))
+    with np.errstate(over="ignore"):  # estimators look at how large values are
+        return SparseRows.from_csr(matrix.astype(dtype, copy=False))
 
 
 def _look(

@@ -2,78 +2,37 @@
 
 A half-sweep is one task for each range of rows: it gathers the other side, solves its rows and
 keeps them. What a fit is at any moment is a graph of such tasks, so whatever is lost with a worker
-is computed again by Dask from what is left, and comes out the same.
+is computed again by Dask from what is left, and comes out the same. Now and then factors pass
+through the client, and the graph begins anew from there, lest a loss cost the work of hours.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
-import dask
 import numpy as np
-from distributed import Client, Future, wait
-from distributed.comm import CommClosedError
-from distributed.scheduler import KilledWorker
+from distributed import Future
 
 from gpu_als.backends import BackendChoice
 from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.distributed.balance import cut_by_work, homes, work_of_rows
+from gpu_als.distributed.cluster import Cluster
+from gpu_als.distributed.side import DaskSide, rows_of
 from gpu_als.distributed.sources import Source
-from gpu_als.distributed.tasks import (
-    HowToSolve,
-    Piece,
-    Told,
-    describe_device,
-    first_piece,
-    gram_of,
-    join,
-    make_part,
-    solve,
-    sum_grams,
-    tell,
-)
+from gpu_als.distributed.tasks import HowToSolve, describe_device
 from gpu_als.engine import Factors, Model, Solvers, Sweeps
-from gpu_als.errors import BackendError, ClusterError
+from gpu_als.errors import BackendError
 from gpu_als.objectives import Objective
 
 __all__ = ["DaskEngine"]
 
-_LOOK_SECONDS = 2.0
-"""How often to look whether the cluster is still there."""
-_PATIENCE_SECONDS = 60.0
-"""How long to wait for a worker when there is none."""
-_HINT = (
-    "with fit(..., checkpoint=FILE) the state of the last iteration is in that file, and "
-    "resume=True goes on from it"
-)
-_SIDES = ("users", "items")
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turn what a cluster can die of into errors that say so."""
-    try:
-        yield
-    except KilledWorker as error:
-        raise ClusterError(
-            f"workers died again and again over one task ({error.task}), most likely for want of "
-            "memory; give them more memory, add workers, or use fewer factors. Then " + _HINT
-        ) from error
-    except MemoryError as error:
-        raise ClusterError(
-            f"a worker ran out of memory ({error}); give it more memory, add workers, or use fewer "
-            "factors. Then " + _HINT
-        ) from error
-    except (CancelledError, CommClosedError, TimeoutError, OSError) as error:
-        raise ClusterError(
-            f"the cluster was lost ({type(error).__name__}: {error}); {_HINT}"
-        ) from error
+_SECURE_SECONDS = 60.0
+"""After how much work factors pass through the client: about what a lost worker costs at most."""
+_SECURE_SHARE = 0.1
+"""The most of the time that this may take."""
 
 
 class DaskEngine:
@@ -81,7 +40,7 @@ class DaskEngine:
 
     Parameters
     ----------
-    client : distributed.Client
+    cluster : Cluster
     source : Source
         Where the rows come from.
     objective : Objective
@@ -92,109 +51,81 @@ class DaskEngine:
     Raises
     ------
     BackendError
-        A worker cannot use that backend.
+        A worker cannot use that backend, or this process cannot use the GPU that is asked for.
     ClusterError
         There are no workers.
     """
 
     def __init__(
         self,
-        client: Client,
+        cluster: Cluster,
         source: Source,
         objective: Objective,
         n_factors: int,
         choice: BackendChoice,
     ) -> None:
-        self.client, self.source, self.objective = client, source, objective
+        self.cluster, self.source, self.objective = cluster, source, objective
         self.n_factors, self.choice = n_factors, choice
-        with told_plainly():
-            workers = wait_for_workers(client)
-            asked = [
-                client.submit(
-                    describe_device, choice, workers=[each], allow_other_workers=True, pure=False
-                )
-                for each in workers
-            ]
-            try:
-                found = Counter(collect(client, asked))
-            except BackendError as error:
-                raise BackendError(f"a worker says: {error}") from error
-        self.n_workers = len(workers)
+        if choice.backend == "cupy":
+            _check_client(choice)
+        workers = cluster.workers()
+        asked = [cluster.submit(describe_device, choice, on=each) for each in workers]
+        try:
+            found = Counter(cluster.collect(asked))
+        except BackendError as error:
+            raise BackendError(f"a worker says: {error}") from error
         self.device = "Dask: " + ", ".join(f"{n} x {device}" for device, n in found.items())
 
     @contextmanager
     def start(self, model: Model, solvers: Solvers, copies: int) -> Iterator[Sweeps]:
         """See :class:`gpu_als.engine.Engine`."""
-        with told_plainly(), _large_graphs():
-            sweeps = _DaskSweeps(self, model, solvers)
-        yield sweeps
+        has_base = self.objective.base_weight != 0
+        workers = self.cluster.workers()
+        sides = []
+        for number, solver in enumerate(solvers):
+            how = HowToSolve(solver, model.bias, self.choice, has_base)
+            what = self.objective, self.n_factors, how
+            sides.append(DaskSide(self.cluster, self.source, number, *what, workers))
+        try:
+            for side, factors in zip(sides, model.factors, strict=True):
+                side.put(factors)
+            yield _DaskSweeps((sides[0], sides[1]))
+        finally:
+            for side in sides:
+                side.release()
 
 
 class _DaskSweeps:
-    """Lists of futures of pieces; a new list for each half-sweep."""
+    """A state is a list of futures of pieces, or an array, for each side."""
 
-    def __init__(self, engine: DaskEngine, model: Model, solvers: Solvers) -> None:
-        self._client = client = engine.client
-        has_base = engine.objective.base_weight != 0
-        self._how = [HowToSolve(solver, model.bias, engine.choice, has_base) for solver in solvers]
+    def __init__(self, sides: tuple[DaskSide, DaskSide]) -> None:
+        self._sides = sides
         self._workspace = 0
-        self._parts: list[list[Future]] = []
-        self._homes: list[list[str]] = []
-        self._pieces: list[list[Future]] = []
-        self._solved: list[list[tuple[str, int]]] = []  # who has solved each piece; its bytes
-        workers = wait_for_workers(client)
-        for side, (name, counts) in enumerate(zip(_SIDES, engine.source.counts(), strict=True)):
-            work = work_of_rows(counts, engine.n_factors)
-            bounds = cut_by_work(work, engine.n_workers)
-            places = homes([None] * (len(bounds) - 1), workers)
-            what = name, engine.objective, engine.n_factors, engine.choice, engine.source.shape
-            parts, pieces, solved = [], [], []
-            for number, (first, last) in enumerate(pairwise(bounds)):
-                at = {"workers": [places[number]], "allow_other_workers": True, "pure": False}
-                rows = engine.source.rows(client, side, first, last)
-                factors = np.ascontiguousarray(model.factors[side][first:last])
-                parts.append(client.submit(make_part, rows, *what, **at))
-                pieces.append(client.submit(first_piece, factors, self._how[side], **at))
-                solved.append((places[number], factors.nbytes))
-            self._parts.append(parts)
-            self._homes.append(places)
-            self._pieces.append(pieces)
-            self._solved.append(solved)
-        # Former pieces stay for one half-sweep, to compute the present ones from them again.
-        self._former = list(self._pieces)
+        self._secure_at = time.monotonic() + _SECURE_SECONDS
 
-    @told_plainly()
     def half_sweep(self, side: int) -> HalfSweepStats:
-        client, how = self._client, self._how[side]
-        self._homes[side] = homes(self._homes[side], wait_for_workers(client))
-        fixed, gram = self._pieces[1 - side], None
-        if how.wants_gram:
-            grams = [client.submit(gram_of, piece, pure=False) for piece in fixed]
-            gram = client.submit(sum_grams, grams, pure=False)
-        pieces, tellers = [], []
-        for part, former, home in zip(
-            self._parts[side], self._pieces[side], self._homes[side], strict=True
-        ):
-            at = {"workers": [home], "allow_other_workers": True, "pure": False}
-            piece = client.submit(solve, part, former, fixed, gram, how, **at)
-            pieces.append(piece)
-            tellers.append(client.submit(tell, piece, **at))
-        told: list[Told] = collect(client, tellers)
-        self._former[side], self._pieces[side] = self._pieces[side], pieces
+        solved, fixed = self._sides[side], self._sides[1 - side]
+        sent = fixed.held
         total = HalfSweepStats()
-        for each in told:
+        for each in solved.solve(fixed):
             total.add(each.stats)
             self._workspace = max(self._workspace, each.workspace)
-        total.transferred = self._gathered(1 - side, {each.worker for each in told})
-        self._solved[side] = [(each.worker, each.nbytes) for each in told]
+        # What each worker has fetched from others, be it one range of rows that it solved or two.
+        solvers = {each.worker for each in solved.held}
+        total.transferred = sum(each.nbytes * len(solvers - {each.worker}) for each in sent)
+        if time.monotonic() >= self._secure_at:
+            self._secure()
         return total
 
-    def _gathered(self, fixed: int, workers: set[str]) -> int:
-        """Return the bytes of the fixed side that workers had to fetch from others."""
-        return sum(nbytes * len(workers - {owner}) for owner, nbytes in self._solved[fixed])
+    def _secure(self) -> None:
+        begin = time.monotonic()
+        for side in self._sides:
+            side.secure()
+        end = time.monotonic()
+        self._secure_at = end + max(_SECURE_SECONDS, (end - begin) / _SECURE_SHARE)
 
     def state(self) -> tuple[list[Future], list[Future]]:
-        return self._pieces[0], self._pieces[1]
+        return self._sides[0].pieces, self._sides[1].pieces
 
     def copy(self, state: Any) -> Any:
         return state
@@ -205,52 +136,22 @@ class _DaskSweeps:
     def arrays(self, state: Any) -> Factors:
         return self.on_host(state)
 
-    @told_plainly()
     def on_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        users, items = (self._whole(each) for each in state)
+        cluster = self._sides[0].cluster
+        users, items = (
+            each if isinstance(each, np.ndarray) else rows_of(cluster, each) for each in state
+        )
         return users, items
-
-    def _whole(self, pieces: list[Future] | np.ndarray) -> np.ndarray:
-        if isinstance(pieces, np.ndarray):
-            return pieces
-        found: list[Piece] = collect(self._client, pieces)
-        return join([piece.rows for piece in found])
 
     def workspace_bytes(self) -> int:
         return self._workspace
 
 
-def wait_for_workers(client: Client) -> dict[str, int]:
-    """Return the address and the number of threads of each worker; wait a while if there is none.
-
-    Raises
-    ------
-    ClusterError
-        None came.
-    """
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while not (found := client.nthreads()):
-        if time.monotonic() > until:
-            raise ClusterError(f"the cluster has no workers (any more); {_HINT}")
-        time.sleep(_LOOK_SECONDS / 10)
-    workers: dict[str, int] = found
-    return workers
-
-
-def collect(client: Client, futures: Sequence[Future]) -> list[Any]:
-    """Return the results of futures, and see meanwhile whether there is anyone to compute them."""
-    pending = set(futures)
-    while pending:
-        try:
-            pending = wait(pending, timeout=_LOOK_SECONDS).not_done
-        except TimeoutError:
-            wait_for_workers(client)
-    found: list[Any] = client.gather(list(futures))
-    return found
-
-
-@contextmanager
-def _large_graphs() -> Iterator[None]:
-    """Send data in graphs without a warning: lost workers' rows are made again from there."""
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
-        yield
+def _check_client(choice: BackendChoice) -> None:
+    try:
+        choice.get()
+    except BackendError as error:
+        raise BackendError(
+            f"this process, which is to have the model, cannot use a GPU ({error}); let each "
+            'process take what it has, with use_gpu=None or backend="auto"'
+        ) from error

@@ -10,8 +10,9 @@ from distributed import Client
 
 from gpu_als.backends import BackendChoice
 from gpu_als.data.shards import ShardedMatrix
+from gpu_als.distributed.cluster import Cluster
 from gpu_als.distributed.collections import CollectionSource, is_collection
-from gpu_als.distributed.engine import DaskEngine, told_plainly
+from gpu_als.distributed.engine import DaskEngine
 from gpu_als.distributed.sources import MatrixSource, ShardSource, Source
 from gpu_als.errors import InputError
 from gpu_als.objectives import Objective
@@ -61,9 +62,8 @@ class DaskInteractions(TrainingData):
             raise InputError(
                 f"client must be a distributed.Client that is not asynchronous, not {client!r}"
             )
-        self.client = client
-        with told_plainly():
-            self._source = _source(client, interactions, shape)
+        self._cluster = Cluster(client)
+        self._source = _source(self._cluster, interactions, shape)
 
     @property
     def shape(self) -> tuple[int, int]:  # type: ignore[override]
@@ -88,13 +88,12 @@ class DaskInteractions(TrainingData):
     def astype(self, dtype: np.dtype) -> DaskInteractions:
         """See :class:`~gpu_als.training_data.TrainingData`."""
         other = object.__new__(DaskInteractions)
-        other.client, other._source = self.client, self._source.astype(dtype)
+        other._cluster, other._source = self._cluster, self._source.astype(dtype)
         return other
 
-    @told_plainly()
     def each(self, function: Callable[[int, SparseRows], T]) -> list[T]:
         """See :class:`~gpu_als.training_data.TrainingData`."""
-        return self._source.each(self.client, function)
+        return self._source.each(self._cluster, function)
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`~gpu_als.training_data.TrainingData`."""
@@ -106,12 +105,12 @@ class DaskInteractions(TrainingData):
 
     def engine(self, objective: Objective, n_factors: int, backend: BackendChoice) -> DaskEngine:
         """See :class:`~gpu_als.training_data.TrainingData`."""
-        return DaskEngine(self.client, self._source, objective, n_factors, backend)
+        return DaskEngine(self._cluster, self._source, objective, n_factors, backend)
 
 
-def _source(client: Client, interactions: Any, shape: tuple[int, int] | None) -> Source:
+def _source(cluster: Cluster, interactions: Any, shape: tuple[int, int] | None) -> Source:
     if is_collection(interactions):
-        return CollectionSource.of(client, interactions, shape)
+        return CollectionSource.of(cluster, interactions, shape)
     if shape is not None:
         raise InputError("shape goes with a Dask DataFrame; others have a shape of their own")
     if isinstance(interactions, DaskInteractions):

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
-from distributed import Client
 
 from gpu_als.distributed.balance import cut_by_work
+from gpu_als.distributed.cluster import Cluster
 from gpu_als.row_problem import SparseRows
 from gpu_als.side import Rows, WholeRows
 from gpu_als.training_data import InMemory, OnDisk
@@ -47,7 +47,7 @@ class Source(Protocol):
         """Return the same interactions with their values in another dtype."""
         ...
 
-    def each(self, client: Client, function: Look[T]) -> list[T]:
+    def each(self, cluster: Cluster, function: Look[T]) -> list[T]:
         """See :meth:`gpu_als.training_data.TrainingData.each`."""
         ...
 
@@ -59,7 +59,7 @@ class Source(Protocol):
         """Return what tells these interactions from others."""
         ...
 
-    def rows(self, client: Client, side: int, first: int, last: int) -> Any:
+    def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Any:
         """Return rows ``first`` to ``last`` of a side: a ``Rows``, or a future of one."""
         ...
 
@@ -94,7 +94,7 @@ class MatrixSource:
         """See :class:`Source`."""
         return MatrixSource(self.data.astype(dtype))
 
-    def each(self, client: Client, function: Look[T]) -> list[T]:
+    def each(self, cluster: Cluster, function: Look[T]) -> list[T]:
         """See :class:`Source`; the client does it."""
         return self.data.each(function)
 
@@ -106,7 +106,7 @@ class MatrixSource:
         """See :class:`Source`."""
         return self.data.fingerprint()
 
-    def rows(self, client: Client, side: int, first: int, last: int) -> Rows:
+    def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Rows:
         """See :class:`Source`."""
         some = replace(self._both[side], bounds=(first, last)).part(0)
         assert isinstance(some, SparseRows)
@@ -147,15 +147,15 @@ class ShardSource:
         """See :class:`Source`."""
         return ShardSource(self.data.astype(dtype))
 
-    def each(self, client: Client, function: Look[T]) -> list[T]:
+    def each(self, cluster: Cluster, function: Look[T]) -> list[T]:
         """See :class:`Source`; workers do it, each for its share of the rows."""
         counts = self.data.rows[0].counts()
-        bounds = cut_by_work(counts + 1.0, len(client.nthreads()))
+        bounds = cut_by_work(counts + 1.0, len(cluster.workers()))
         futures = [
-            client.submit(_look, self.data.rows[0].between(first, last), function, pure=False)
+            cluster.submit(_look, self.data.rows[0].between(first, last), function)
             for first, last in pairwise(bounds)
         ]
-        return [result for found in client.gather(futures) for result in found]
+        return [result for found in cluster.collect(futures) for result in found]
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Source`."""
@@ -165,7 +165,7 @@ class ShardSource:
         """See :class:`Source`."""
         return self.data.fingerprint()
 
-    def rows(self, client: Client, side: int, first: int, last: int) -> Rows:
+    def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Rows:
         """See :class:`Source`; nothing is read yet."""
         return self.data.rows[side].between(first, last)
 

@@ -46,12 +46,15 @@ class Piece(NamedTuple):
     stats : HalfSweepStats
     workspace : int
         Bytes of the largest workspace that the worker has held so far.
+    worker : str
+        The address of the worker that made it.
     """
 
     rows: np.ndarray
     gram: np.ndarray | None
     stats: HalfSweepStats
     workspace: int
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def make_part(
 def first_piece(rows: np.ndarray, how: HowToSolve) -> Piece:
     """Return a piece of the factors that a fit begins with."""
     backend = how.get_backend()
-    return Piece(rows, _gram(backend, rows, how), HalfSweepStats(), 0)
+    return Piece(rows, _gram(backend, rows, how), HalfSweepStats(), 0, get_worker().address)
 
 
 def solve(
@@ -165,7 +168,8 @@ def solve(
             gram=None if fixed_gram is None else backend.from_host(fixed_gram),
         )
         own = _gram(backend, solved, how)
-        return Piece(backend.to_host(solved), own, stats, backend.workspace_bytes())
+        held_bytes = backend.workspace_bytes()
+        return Piece(backend.to_host(solved), own, stats, held_bytes, get_worker().address)
 
 
 class Told(NamedTuple):
@@ -177,7 +181,6 @@ class Told(NamedTuple):
     nbytes : int
         Of the factors.
     worker : str
-        The address of who solved it.
     workspace : int
     """
 
@@ -188,12 +191,12 @@ class Told(NamedTuple):
 
 
 def tell(piece: Piece) -> Told:
-    """Describe a piece; to be run where it lies."""
-    return Told(piece.stats, piece.rows.nbytes, get_worker().address, piece.workspace)
+    """Describe a piece, which itself need not travel for it."""
+    return Told(piece.stats, piece.rows.nbytes, piece.worker, piece.workspace)
 
 
 def gram_of(piece: Piece) -> np.ndarray | None:
-    """Return a piece's Gram, which is small, so that the piece itself need not travel."""
+    """Return a piece's Gram, for which the piece itself need not travel."""
     return piece.gram
 
 

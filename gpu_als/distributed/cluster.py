@@ -1,0 +1,160 @@
+"""A Dask cluster as fits use it: tasks, their results, and what went wrong in plain words."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+from distributed import Client, Future
+from distributed.scheduler import KilledWorker
+
+from gpu_als.errors import ClusterError, GpuAlsError
+
+__all__ = ["Cluster"]
+
+_LOOK_SECONDS = 2.0
+"""How often to look whether the cluster is still there."""
+_PATIENCE_SECONDS = 60.0
+"""How long to wait for a worker when there is none."""
+_HINT = (
+    "with fit(..., checkpoint=FILE) the state of the last iteration is in that file, and "
+    "resume=True goes on from it"
+)
+_MORE_MEMORY = "give workers more memory, add workers, or use fewer factors. Then " + _HINT
+
+_changing_config = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Workers that a client can reach.
+
+    Methods raise :class:`~gpu_als.errors.ClusterError` where the cluster is lost, and the errors
+    of tasks as they are.
+
+    Attributes
+    ----------
+    client : distributed.Client
+    """
+
+    client: Client
+
+    def workers(self) -> dict[str, int]:
+        """Return the address and the number of threads of each worker; wait a while if none."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        with self._told_plainly():
+            while not (found := self._ask()):
+                if time.monotonic() > until:
+                    raise ClusterError(f"the cluster has no workers (any more); {_HINT}")
+                time.sleep(_LOOK_SECONDS / 10)
+        return found
+
+    def submit(self, function: Callable[..., Any], *args: Any, on: str | None = None) -> Future:
+        """Have a worker call a function: the one ``on`` an address, if it is there, or any."""
+        where = {} if on is None else {"workers": [on], "allow_other_workers": True}
+        with self._told_plainly(), _large_graphs():
+            self._check()
+            return self.client.submit(function, *args, pure=False, **where)
+
+    def compute(self, delayed: Sequence[Any]) -> list[Future]:
+        """Have workers compute delayed values."""
+        with self._told_plainly(), _large_graphs():
+            self._check()
+            futures: list[Future] = self.client.compute(list(delayed))
+            return futures
+
+    def collect(self, futures: Sequence[Future]) -> list[Any]:
+        """Return the results of tasks, and see meanwhile whether there is anyone to compute them.
+
+        The first error of a task ends the waiting, and all of these futures.
+        """
+        with self._told_plainly():
+            self._check()
+            coming = self.client.gather(list(futures), asynchronous=True)
+            loop: Any = self.client.loop
+            gathering = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
+            try:
+                while not wait_for([gathering], _LOOK_SECONDS).done:
+                    self.workers()
+                found: list[Any] = gathering.result()
+                return found
+            except Exception as error:
+                if any(future.status == "error" for future in futures):
+                    for future in futures:
+                        future.release()  # tracebacks, in Dask too, may keep them
+                    raise _OfTask from error
+                raise
+            finally:
+                gathering.cancel()
+
+    def _ask(self) -> dict[str, int]:
+        self._check()
+        found: dict[str, int] = self.client.nthreads()
+        return found
+
+    def _check(self) -> None:
+        if self.client.status != "running":
+            raise ClusterError(f"the client has lost the cluster, or was closed; {_HINT}")
+
+    @contextmanager
+    def _told_plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except _OfTask as error:
+            raise _plainly(error.__cause__) from None
+        except GpuAlsError:
+            raise
+        except Exception as error:
+            lost = isinstance(error, CancelledError | OSError) or self.client.status != "running"
+            if not lost:
+                raise
+            raise ClusterError(f"the cluster was lost ({_in_words(error)}); {_HINT}") from error
+
+
+class _OfTask(Exception):
+    """Its cause was raised by a task, not by the way to the cluster."""
+
+
+def _plainly(error: BaseException | None) -> BaseException:
+    """Return an error of a task, or one that says what it means for the fit."""
+    if isinstance(error, GpuAlsError):
+        plain: BaseException = copy.copy(error)
+    elif isinstance(error, KilledWorker):
+        plain = ClusterError(
+            f"workers died again and again over one task ({error.task}), most likely for want of "
+            "memory; " + _MORE_MEMORY
+        )
+    elif isinstance(error, MemoryError):
+        plain = ClusterError(f"a worker ran out of memory ({_in_words(error)}); {_MORE_MEMORY}")
+    elif isinstance(error, OSError):
+        plain = ClusterError(
+            f"a worker cannot use a file ({_in_words(error)}); shards have to be there for every "
+            f"worker under the same name, and workers need room for what they spill. {_HINT}"
+        )
+    else:
+        assert error is not None
+        return error
+    # Futures hold their error, and its traceback would hold them.
+    error.__traceback__ = None
+    return plain
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+@contextmanager
+def _large_graphs() -> Iterator[None]:
+    """Send data in graphs without a warning: lost workers' rows are made again from there."""
+    threshold = {"distributed.admin.large-graph-warning-threshold": "1 PiB"}
+    with _changing_config, dask.config.set(threshold):
+        yield

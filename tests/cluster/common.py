@@ -1,0 +1,160 @@
+"""Small fits, and what is done to workers; the latter runs in their processes."""
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from distributed import Client, LocalCluster
+from test_streaming import interactions
+
+from gpu_als import AlternatingLeastSquares, ExplicitALS
+from gpu_als.dask import DaskInteractions
+from gpu_als.distributed import tasks
+
+DATA = interactions()
+HELD_OUT = interactions(seed=31)
+
+
+@contextmanager
+def local_cluster(n_workers, **options):
+    """Yield a client of worker processes on this machine."""
+    options = {"threads_per_worker": 1, "memory_limit": "1 GiB"} | options
+    with (
+        LocalCluster(n_workers=n_workers, dashboard_address="127.0.0.1:0", **options) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def implicit(**params):
+    params = {"factors": 8, "iterations": 2, "random_state": 11, "use_cg": False} | params
+    return AlternatingLeastSquares(**{"use_gpu": False, "num_threads": 1} | params)
+
+
+def explicit(**params):
+    params = {"factors": 7, "iterations": 2, "random_state": 11, "regularization": 0.05} | params
+    return ExplicitALS(**{"backend": "numpy", "num_threads": 1} | params)
+
+
+def fit(model, data=DATA, **how):
+    """Fit, without a progress bar; return the model."""
+    model.fit(data, **{"show_progress": False} | how)
+    return model
+
+
+def fit_on(client, model, data=DATA, **how):
+    """Fit on a cluster, without a progress bar; return the model."""
+    return fit(model, DaskInteractions(client, data), **how)
+
+
+def wait_until(condition, seconds=60):
+    """Wait for something to become true."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.02)
+
+
+def difference(found, expected):
+    """Return the largest difference of two fits' factors, relative to the largest factor."""
+    sides = "user_factors", "item_factors"
+    pairs = [(getattr(found, side), getattr(expected, side)) for side in sides]
+    assert all(one.dtype == other.dtype for one, other in pairs)
+    return max(np.abs(one - other).max() / np.abs(other).max() for one, other in pairs)
+
+
+# On workers
+
+_solve_parts = tasks.solve_parts
+solved = 0
+"""How many tasks this worker has solved or begun to."""
+
+
+def count_solves(call=None):
+    """Count from now on; before each task ``call(number)``, with numbers from 1."""
+
+    def counted(*args, **kwargs):
+        global solved
+        solved += 1
+        if call is not None:
+            call(solved)
+        return _solve_parts(*args, **kwargs)
+
+    global solved
+    solved = 0
+    tasks.solve_parts = counted
+
+
+def number_of_solves():
+    return solved
+
+
+def leave_alone():
+    tasks.solve_parts = _solve_parts
+
+
+class DieOnce:
+    """Kill this worker when it begins a task, unless there is a file that says one was killed."""
+
+    def __init__(self, number, said):
+        self.number, self.said = number, str(said)
+
+    def __call__(self, number):
+        if number == self.number:
+            try:
+                Path(self.said).touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class RunOutOfMemory:
+    """Raise what Python raises, in one task."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, number):
+        if number == self.number:
+            raise MemoryError("no room for 8 TiB")
+
+
+class Swell:
+    """Take memory until killed, in one task and its repetitions."""
+
+    def __init__(self, number):
+        self.number, self.taken = number, []
+
+    def __call__(self, number):
+        while number >= self.number:
+            self.taken.append(np.ones(1 << 20))
+            time.sleep(0.002)
+
+
+class WaitFor:
+    """Have a task wait until there is a file, and say that it does."""
+
+    def __init__(self, number, waits, goes_on):
+        self.number, self.waits, self.goes_on = number, str(waits), str(goes_on)
+
+    def __call__(self, number):
+        if number == self.number:
+            Path(self.waits).touch()
+            wait_until(Path(self.goes_on).exists)
+
+
+def forget_fetched(dask_worker):
+    dask_worker.transfer_incoming_log.clear()
+
+
+def fetched_pieces(dask_worker):
+    """Return the sizes of the pieces that this worker has fetched from others."""
+    return [
+        size
+        for fetched in dask_worker.transfer_incoming_log
+        for key, size in fetched["keys"].items()
+        if key.startswith(("solve-", "first_piece-"))
+    ]
