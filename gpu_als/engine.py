@@ -17,8 +17,9 @@ import numpy as np
 from gpu_als.backends import BackendChoice
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.memory_plan import FitShape, plan_device
-from gpu_als.objectives import Objective
+from gpu_als.fit_shape import FitShape
+from gpu_als.memory_plan import plan_device
+from gpu_als.objectives import Implicit, Objective
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.side import Rows, Side
 from gpu_als.solvers import Solver
@@ -233,6 +234,10 @@ def _fit_to_device(
         max(int(each.max(initial=0)) for each in counts),
         copies,
         model.bias,
+        base=any(side.objective.base_weight != 0 for side in sides),
+        weighted=any(side.is_weighted for side in sides),
+        ones=float(any(isinstance(side.objective, Implicit) for side in sides)),
+        half=backend.stores_half,
     )
     plan = plan_device(shape, *room)
     if plan.part_bytes is None:

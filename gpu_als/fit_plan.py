@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from gpu_als.host_plan import HostPlan, Kind, Threads, plan_host
+from gpu_als.fit_shape import FitShape
+from gpu_als.host_plan import HostPlan, Threads, plan_host
 from gpu_als.memory_plan import (
     DevicePlan,
-    FitShape,
+    batch_bytes,
     device_batch_elements,
-    device_workspace,
     lay_out,
     most_factors,
 )
@@ -47,7 +47,6 @@ class FitPlan:
     Attributes
     ----------
     shape : FitShape
-    kind : Kind
     machine : Machine
     host : HostPlan
         Without Python itself and what it has imported.
@@ -56,29 +55,28 @@ class FitPlan:
     """
 
     shape: FitShape
-    kind: Kind
     machine: Machine
     host: HostPlan
     device: DevicePlan | None
 
     @classmethod
-    def of(cls, shape: FitShape, kind: Kind, machine: Machine) -> FitPlan:
+    def of(cls, shape: FitShape, machine: Machine) -> FitPlan:
         """Take the quickest way that fits: data in memory before shards, resident before parts."""
         device: DevicePlan | None = None
         threads: Threads | None = machine.threads
         part = None
         if machine.device_memory is not None:
-            workspace = device_workspace(device_batch_elements(machine.device_memory))
+            workspace = batch_bytes(device_batch_elements(machine.device_memory))
             device = lay_out(shape, machine.device_memory, workspace)
             threads, part = None, device.part_bytes
         in_memory, from_shards = (
-            plan_host(shape, kind, threads, from_shards=shards, part_bytes=part)
+            plan_host(shape, threads, from_shards=shards, part_bytes=part)
             for shards in (False, True)
         )
         host = in_memory
         if machine.host_memory is not None and in_memory.total > machine.host_memory:
             host = min(in_memory, from_shards, key=lambda each: each.total)
-        return cls(shape, kind, machine, host, device)
+        return cls(shape, machine, host, device)
 
     @property
     def host_fits(self) -> bool:
@@ -107,7 +105,7 @@ class FitPlan:
         workers = next((n for n in range(2, _MOST_WORKERS + 1) if self._fits_on(n)), None)
         if workers:
             found.append(f"{workers:,} workers with as much memory each (gpu_als.dask)")
-        without = FitPlan.of(self.shape, self.kind, replace(self.machine, device_memory=None))
+        without = FitPlan.of(self.shape, replace(self.machine, device_memory=None))
         if self.device and without.fits:
             found.append("the processors instead of the GPU (backend='numpy', use_gpu=False)")
         if not self.device_fits and self.device:
@@ -166,7 +164,7 @@ class FitPlan:
         }
 
     def _fits_with(self, factors: int) -> bool:
-        return FitPlan.of(replace(self.shape, factors=factors), self.kind, self.machine).fits
+        return FitPlan.of(replace(self.shape, factors=factors), self.machine).fits
 
     def _fits_on(self, n_workers: int) -> bool:
         """Tell whether so many machines would do, each with its share of the rows of both sides.
@@ -175,7 +173,7 @@ class FitPlan:
         their coordinates; of its own rows it keeps what they were and what they become.
         """
         entries = -(-self.shape.entries // n_workers)
-        share = FitPlan.of(replace(self.shape, entries=entries), self.kind, self.machine)
+        share = FitPlan.of(replace(self.shape, entries=entries), self.machine)
         value = self.shape.width * self.shape.value_bytes
         fixed = max(self.shape.users, self.shape.items) * value
         own = -(-(self.shape.users + self.shape.items) * value // n_workers)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gpu_als.data.packing import row_elements
-from gpu_als.memory_plan import FitShape
+from gpu_als.fit_shape import FitShape
 
-__all__ = ["HostPlan", "Kind", "Threads", "plan_host"]
+__all__ = ["HostPlan", "Threads", "plan_host"]
 
 _ROW_BYTES, _PACKED_BYTES = 20, 28
 """Of each row: where it begins, in two types; its place in the order, its ridge and its count."""
@@ -19,7 +19,7 @@ _DRAWN_BYTES = 8
 """Of each factor as it is drawn, before it takes the dtype of the fit."""
 _BATCH_ENTRY_BYTES = 56
 """Of each entry of a batch besides its row of factors: places, indices, weights, predictions."""
-_THREAD_BYTES = 2 << 20
+_THREAD_BYTES = 5 << 19
 """Of each thread: what the allocator keeps of arrays that have grown."""
 _SMALL_SYSTEM = 32
 """Factors up to which the systems of a batch are factored as a copy."""
@@ -31,25 +31,6 @@ _STORED_BYTES = 4
 """Of a value on disk; where values are wanted wider, both are in memory."""
 _PART_ENTRIES = (1 << 27) // 12
 """Of a part that is read from shards."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What the memory of a fit depends on besides its shape.
-
-    Attributes
-    ----------
-    base : bool
-        All cells have a weight, as in implicit feedback.
-    exact : bool
-        Rows are solved exactly, which forms their systems.
-    ones : float
-        The share of entries whose confidence is 1. Where there are any, all entries are copied.
-    """
-
-    base: bool
-    exact: bool
-    ones: float
 
 
 @dataclass(frozen=True)
@@ -69,18 +50,19 @@ class Threads:
     batch_elements: int
     block_elements: int
 
-    def workspace(self, shape: FitShape, kind: Kind) -> int:
+    def workspace(self, shape: FitShape) -> int:
         """Return the bytes that all threads use at the peak, where rows of all lengths occur."""
         k, value = shape.width, shape.value_bytes
         longest = shape.longest or shape.entries
         longest = min(longest, max(1, self.batch_elements // k))
         entries = round(self._rows_at_once(longest, k) * longest)
         side = min(longest, k)
-        systems = round(self._rows_at_once(side, k) * side**2) if kind.exact else 0
+        systems = round(self._rows_at_once(side, k) * side**2) if shape.exact else 0
+        besides = _BATCH_ENTRY_BYTES * entries
         if k <= _SMALL_SYSTEM:
-            systems *= 2
-        batch = value * (entries * k + systems) + _BATCH_ENTRY_BYTES * entries + _THREAD_BYTES
-        if not kind.base:
+            besides = max(besides, value * systems)
+        batch = value * (entries * k + systems) + besides + _THREAD_BYTES
+        if not shape.base:
             return self.number * batch
         factors = max(shape.users, shape.items) * k
         blocks = -(-factors // self.block_elements)
@@ -130,7 +112,6 @@ class HostPlan:
 
 def plan_host(
     shape: FitShape,
-    kind: Kind,
     threads: Threads | None,
     *,
     from_shards: bool,
@@ -141,7 +122,6 @@ def plan_host(
     Parameters
     ----------
     shape : FitShape
-    kind : Kind
     threads : Threads or None
         What solves the rows; None where a device does.
     from_shards : bool
@@ -155,14 +135,14 @@ def plan_host(
     factors = one * (shape.copies if threads else 1)
     sweep = workspace = 0
     if threads:
-        moves = kind.base or shape.bias
+        moves = shape.base or shape.bias
         sweep = max(shape.users, shape.items) * shape.width * value if moves else 0
-        workspace = threads.workspace(shape, kind)
-    data, loading = _data(shape, kind, threads, from_shards=from_shards, part_bytes=part_bytes)
+        workspace = threads.workspace(shape)
+    data, loading = _data(shape, threads, from_shards=from_shards, part_bytes=part_bytes)
     moments = [factors + sweep + workspace, factors + loading]
     if from_shards:
         moments.append(min(shape.entries * _entry_bytes(shape, True), _SHARD_BYTES) - data)
-    if not kind.base:
+    if not shape.base:
         # Each side is drawn and converted before any row is packed; in the end both are copied.
         drawn = _DRAWN_BYTES + value
         beginning = max(shape.users * drawn, shape.users * value + shape.items * drawn)
@@ -174,7 +154,6 @@ def plan_host(
 
 def _data(
     shape: FitShape,
-    kind: Kind,
     threads: Threads | None,
     *,
     from_shards: bool,
@@ -182,22 +161,26 @@ def _data(
 ) -> tuple[int, int]:
     """Return the bytes of the data in memory, and of what is there besides while it is loaded."""
     entry = _entry_bytes(shape, from_shards)
-    set_apart = round(entry * kind.ones) + 1  # put in order; which ones they are
-    copied = entry if kind.ones else 0
+    set_apart = round(entry * shape.ones) + 1  # put in order; which ones they are
+    copied = entry if shape.ones else 0
     rows = (shape.users + shape.items) * (_ROW_BYTES + _PACKED_BYTES)
     if from_shards:
         part = _PART_ENTRIES
         if part_bytes is not None:
             part = min(part, part_bytes // shape.entry_bytes)
-        part = max(min(part, shape.entries), shape.longest)
+        part = max(part, shape.longest)
+        if part >= shape.entries:  # both sides are one part each, which stays
+            return rows + shape.entries * (2 * (entry + copied) + set_apart), 0
         # One is in use while the next is made ready, out of two shards perhaps; where nothing is
         # done with the next one's entries, the maps of them take no memory.
-        read = 2 if kind.base or shape.value_bytes > _STORED_BYTES else 1
+        ahead = min(part, shape.entries - part)
+        mapped = part + ahead
         on_disk = _entry_bytes(replace(shape, value_bytes=_STORED_BYTES), True)
         if shape.entries * on_disk > _SHARD_BYTES:
-            read = 3
-        mapped = min(read * part, shape.entries) * entry
-        return rows + mapped + part * (2 * copied + set_apart), 0
+            mapped += part
+        elif not shape.base and shape.value_bytes == _STORED_BYTES:
+            mapped = part
+        return rows + mapped * entry + (part + ahead) * copied + ahead * set_apart, 0
     held = 2 * shape.entries * entry + rows
     if threads:
         return held + 2 * shape.entries * copied, shape.entries * set_apart

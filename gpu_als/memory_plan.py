@@ -9,21 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gpu_als.errors import BackendError
+from gpu_als.fit_shape import ROW_BYTES, FitShape
 
 __all__ = [
-    "SPLIT_FLOATS",
     "DevicePlan",
     "FitShape",
+    "batch_bytes",
     "device_batch_elements",
-    "device_workspace",
     "lay_out",
     "most_factors",
     "plan_device",
 ]
 
-SPLIT_FLOATS = 1 << 25
-"""Floats of the shares of split rows that are on a device at the same time, unless one row needs
-more."""
 _SMALLEST_BATCH, _LARGEST_BATCH = 1 << 22, 1 << 28
 _BYTES_PER_ELEMENT = 64
 """A batch keeps a handful of arrays of its size; this leaves most of the memory for data."""
@@ -33,58 +30,6 @@ _BATCH_BYTES = 16
 _SMALLEST_PART = 1 << 20
 """Bytes. Smaller parts would spend their time on launches."""
 _MOST_PARTS = 1024
-_ROW_BYTES = 40  # of each row: where it begins, its place in the order and the order; its check
-_INDEX_BYTES = 4
-_TEMPORARIES = 4  # arrays of values
-_PARTS_AT_ONCE = 4  # one being solved, one on its way, and the temporaries of the latter
-
-
-@dataclass(frozen=True)
-class FitShape:
-    """What decides the memory of a fit.
-
-    Attributes
-    ----------
-    users, items, entries, factors : int
-        Factors without biases.
-    value_bytes : int
-        Of a value and of a factor: 4 or 8.
-    longest : int
-        Entries of the longest row of either side.
-    copies : int
-        How often the factors are there at the same time.
-    bias : bool
-        The factors have one more column, for biases.
-    """
-
-    users: int
-    items: int
-    entries: int
-    factors: int
-    value_bytes: int = 4
-    longest: int = 0
-    copies: int = 1
-    bias: bool = False
-
-    @property
-    def width(self) -> int:
-        """Columns of the factors."""
-        return self.factors + self.bias
-
-    @property
-    def factor_bytes(self) -> int:
-        """Bytes of one row of factors as kernels want it: whole 16-byte pieces."""
-        return -(-self.width // 4) * 4 * self.value_bytes
-
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes of an entry on the device: its index, the root of its weight, its target."""
-        return _INDEX_BYTES + 2 * self.value_bytes
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row while it is solved: bookkeeping, solution, linear part and a copy."""
-        return _ROW_BYTES + 3 * self.factor_bytes
 
 
 @dataclass(frozen=True)
@@ -121,9 +66,9 @@ def device_batch_elements(total: int) -> int:
     return min(max(total // _BYTES_PER_ELEMENT, _SMALLEST_BATCH), _LARGEST_BATCH)
 
 
-def device_workspace(batch_elements: int) -> int:
-    """Return the bytes that batches of so many elements, and rows split over blocks, use."""
-    return 4 * SPLIT_FLOATS + _BATCH_BYTES * batch_elements
+def batch_bytes(batch_elements: int) -> int:
+    """Return the bytes that batches of so many elements use."""
+    return _BATCH_BYTES * batch_elements
 
 
 def plan_device(shape: FitShape, available: int, workspace: int) -> DevicePlan:
@@ -135,7 +80,7 @@ def plan_device(shape: FitShape, available: int, workspace: int) -> DevicePlan:
     available : int
         Bytes of the device that are free.
     workspace : int
-        Bytes that batches use.
+        Bytes that batches use; what kernels use is added.
 
     Raises
     ------
@@ -168,27 +113,30 @@ def most_factors(fits: Callable[[int], bool], below: int) -> int:
 
 def lay_out(shape: FitShape, available: int, workspace: int) -> DevicePlan:
     """Return the plan of :func:`plan_device`, or that which needs least where none fits."""
+    workspace = shape.workspace(workspace)
     rows, most = shape.users + shape.items, max(shape.users, shape.items)
     factors = shape.copies * rows * shape.width * shape.value_bytes
-    # The fixed side in the frame's coordinates, and as kernels want it.
-    sweep = 2 * most * shape.factor_bytes
     entries = shape.entries * shape.entry_bytes
-    # While weights are worked out, before anything is solved, there are temporaries.
-    loading = _TEMPORARIES * shape.entries * shape.value_bytes
-    solving = sweep + most * (shape.row_bytes - _ROW_BYTES)
+    fixed = most * shape.fixed_bytes
+    # Before there is a solution, or a batch, coordinates are made; before that, data are loaded.
+    solving = max(
+        shape.users * shape.solving_bytes + shape.items * shape.fixed_bytes,
+        shape.items * shape.solving_bytes + shape.users * shape.fixed_bytes,
+    )
+    making = fixed + shape.frame_bytes - workspace
+    loading = shape.entries * shape.temporary_bytes - workspace
     resident = DevicePlan(
-        None,
-        factors,
-        2 * entries + rows * _ROW_BYTES,
-        max(solving, loading - workspace),
-        workspace,
+        None, factors, 2 * entries + rows * ROW_BYTES, max(solving, making, loading), workspace
     )
     if resident.total <= available:
         return resident
     whole = entries + most * shape.row_bytes
     longest = shape.longest * shape.entry_bytes + shape.row_bytes
     least = max(_SMALLEST_PART, longest, whole // _MOST_PARTS)
-    room = (available - factors - sweep - workspace) // _PARTS_AT_ONCE
-    part = max(min(room, whole // 2), least)
-    streamed = DevicePlan(part, factors, _PARTS_AT_ONCE * part, sweep, workspace)
+    sweep = max(fixed, making)
+    # One part is solved; one is on its way, with what its weights take meanwhile.
+    at_once = 2 + shape.temporary_bytes / shape.entry_bytes
+    part = int((available - factors - sweep - workspace) / at_once)
+    part = max(min(part, whole // 2), least)
+    streamed = DevicePlan(part, factors, int(part * at_once), sweep, workspace)
     return min(streamed, resident, key=lambda plan: plan.total)

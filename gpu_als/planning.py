@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from gpu_als.backends import get_backend
+from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import InputError
 from gpu_als.fit_plan import FitPlan, Machine
-from gpu_als.host_plan import Kind, Threads
-from gpu_als.memory_plan import FitShape
+from gpu_als.fit_shape import FitShape
+from gpu_als.host_plan import Threads
 
 __all__ = ["FitPlan", "plan"]
 
@@ -91,6 +92,7 @@ def plan(
         raise InputError(f"ones must be from 0 to 1, and 0 for explicit models, not {ones}")
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise InputError(f"dtype must be numpy.float32 or numpy.float64, not {dtype!r}")
+    has_bias = not implicit if bias is None else bias
     shape = FitShape(
         users,
         items,
@@ -99,9 +101,17 @@ def plan(
         np.dtype(dtype).itemsize,
         longest,
         copies,
-        not implicit if bias is None else bias,
+        has_bias,
+        base=implicit,
+        weighted=implicit,
+        ones=float(ones),
+        exact=not implicit if exact is None else exact,
     )
-    kind = Kind(implicit, not implicit if exact is None else exact, float(ones))
     cpu = get_backend("numpy", num_threads=threads)
-    workers = Threads(cpu.num_threads, cpu.batch_elements, cpu.block_elements)  # type: ignore[attr-defined]
-    return FitPlan.of(shape, kind, Machine(workers, device_memory, host_memory))
+    assert isinstance(cpu, NumpyBackend)
+    machine = Machine(
+        Threads(cpu.num_threads, cpu.batch_elements, cpu.block_elements),
+        device_memory,
+        host_memory,
+    )
+    return FitPlan.of(shape, machine)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from gpu_als.data.cutting import cut_rows
-from gpu_als.objectives import Objective
+from gpu_als.objectives import Implicit, Objective
 from gpu_als.row_problem import RowProblem, SparseRows
 
 __all__ = ["Rows", "Side", "WholeRows"]
@@ -108,6 +108,13 @@ class Side:
     def n_parts(self) -> int:
         """Number of parts."""
         return len(self.rows.bounds) - 1
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether entries have weights besides their targets, which those of iALS are too."""
+        held = self.rows.rows if isinstance(self.rows, WholeRows) else None
+        given = isinstance(held, SparseRows) and held.weights is not None
+        return given or isinstance(self.objective, Implicit)
 
     def place(self, number: int) -> slice:
         """Return which rows a part has."""

@@ -20,6 +20,7 @@ FLOORS = {
     "gpu_als.datasets": 2,
     "gpu_als.row_problem": 2,
     "gpu_als.objectives": 2,
+    "gpu_als.fit_shape": 2,
     "gpu_als.memory_plan": 2,
     "gpu_als.host_plan": 2,
     "gpu_als.fit_plan": 2,

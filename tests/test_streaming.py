@@ -12,7 +12,8 @@ import gpu_als
 from gpu_als import engine
 from gpu_als.backends.ahead import one_ahead
 from gpu_als.errors import BackendError
-from gpu_als.memory_plan import FitShape, plan_device
+from gpu_als.fit_shape import FitShape
+from gpu_als.memory_plan import plan_device
 from gpu_als.row_problem import SparseRows
 from gpu_als.side import WholeRows
 

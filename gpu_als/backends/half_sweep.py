@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -96,6 +96,8 @@ class _Sweep:
         starts = problem.rows.indptr[rows]
         counts = problem.rows.indptr[rows + 1] - starts
         entries = gather(self.ops, problem, frame, starts, counts, batch.width, scale)
+        if batch.definite:  # all signs are positive: they need no copy of the gathered rows
+            entries = replace(entries, sign=None)
         stats = HalfSweepStats()
         if frame.singular:
             z, singular = self._former(rows, scale), xp.ones(len(rows), bool)

@@ -95,6 +95,8 @@ class Backend(Ops, Protocol):
     """"numpy" or "cupy"."""
     device: str
     """The device in words, for reports."""
+    stores_half: bool
+    """The fixed side is gathered as float16."""
 
     def session(self) -> AbstractContextManager[Any]:
         """Return a context in which work on the device is done."""

@@ -10,7 +10,7 @@ import pytest
 import gpu_als
 from gpu_als.cli import build_parser, main
 
-COMMANDS = ("demo", "fit", "recommend", "evaluate", "info")
+COMMANDS = ("demo", "fit", "recommend", "evaluate", "plan", "info")
 
 
 def test_version(capsys):

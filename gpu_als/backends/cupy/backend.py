@@ -27,7 +27,8 @@ from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.data.packing import pack_rows
 from gpu_als.errors import BackendError
-from gpu_als.memory_plan import device_batch_elements, device_workspace
+from gpu_als.fit_shape import DEVICE_BLOCK
+from gpu_als.memory_plan import batch_bytes, device_batch_elements
 from gpu_als.row_problem import RowProblem, SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
 
@@ -62,7 +63,7 @@ class CupyBackend:
     """
 
     name = "cupy"
-    block_elements = 1 << 25  # a launch has to be worth its while
+    block_elements = DEVICE_BLOCK
 
     def __init__(self, precision: str = "float32", *, fused: bool = True) -> None:
         try:
@@ -98,6 +99,7 @@ class CupyBackend:
             properties["multiProcessorCount"],
             lambda file, function, macros: kernels.get(file, macros, function),
         )
+        self.stores_half = precision == "float16"
         self.fused: Fused | None = None
         if fused:
             self.fused = Fused(
@@ -107,7 +109,7 @@ class CupyBackend:
                 SideBySide(cupy),
                 self.batch_elements,
                 tensor_cores=precision == "tf32x3",
-                stored_half=precision == "float16",
+                stored_half=self.stores_half,
             )
 
     @classmethod
@@ -197,7 +199,7 @@ class CupyBackend:
         """See :class:`gpu_als.backends.ops.Backend`."""
         free = self.xp.cuda.runtime.memGetInfo()[0]
         free += self.xp.get_default_memory_pool().free_bytes()
-        return free, device_workspace(self.batch_elements)
+        return free, batch_bytes(self.batch_elements)
 
     def load(self, problem: RowProblem) -> DeviceProblem:
         """Return the problem with its arrays on the device.
@@ -212,8 +214,14 @@ class CupyBackend:
             root, sign, tau = problem.weigh(self.xp, tau, weights)
         if root is not None and sign is not None:
             root = root * sign
+        indices = rows.indices
+        if rows.n_fixed < 1 << 31:  # SciPy widens them where there are many entries
+            indices = indices.astype(np.int32, copy=False)
+        without_entries = replace(
+            rows, indices=np.zeros(0, np.int32), values=np.zeros(0, rows.values.dtype), weights=None
+        )
         return DeviceProblem(
-            rows=SparseRows(move(rows.indptr), move(rows.indices), tau, root, rows.n_fixed),
+            rows=SparseRows(move(rows.indptr), move(indices), tau, root, rows.n_fixed),
             packing=replace(packing, order=move(packing.order)),
             weigh=_stored if sign is None else _stored_with_signs,
             base_weight=problem.base_weight,
@@ -221,7 +229,7 @@ class CupyBackend:
             linear=self._load_linear(problem.linear),
             squared_loss=problem.squared_loss,
             offset=problem.offset,
-            host=problem,
+            host=replace(problem, rows=without_entries, linear=None),
             places=move(np.append(packing.order, packing.long_rows).astype(np.int64)),
         )
 

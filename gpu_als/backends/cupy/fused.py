@@ -27,14 +27,11 @@ from gpu_als.backends.cupy.launch import (
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.data.packing import Packing, pack_rows
-from gpu_als.memory_plan import SPLIT_FLOATS
+from gpu_als.fit_shape import CONVERTED_ROWS, SPLIT_FLOATS
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
 __all__ = ["DescribedSweep", "DeviceProblem", "Fused", "SideBySide"]
-
-_CONVERTED = 1 << 14
-"""Rows that one product takes into a frame's coordinates or out of them."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class DeviceProblem(RowProblem):
     Attributes
     ----------
     host : RowProblem
-        The same problem on the host, for planning.
+        The same problem on the host without its entries, for planning.
     places : int64 array, shape (n_rows,)
         ``packing.order`` followed by ``packing.long_rows``, on the device.
     waves : dict
@@ -196,11 +193,11 @@ class Fused:
         """
         xp = self.xp
         out = xp.empty(rows.shape, rows.dtype)
-        for start in range(0, len(rows), _CONVERTED):
-            block = rows[start : start + _CONVERTED]
+        for start in range(0, len(rows), CONVERTED_ROWS):
+            block = rows[start : start + CONVERTED_ROWS]
             n = len(block)
-            if n < _CONVERTED:
-                block = xp.zeros((_CONVERTED, rows.shape[1]), rows.dtype)
+            if n < CONVERTED_ROWS:
+                block = xp.zeros((CONVERTED_ROWS, rows.shape[1]), rows.dtype)
                 block[:n] = rows[start:]
             out[start : start + n] = convert(block, None)[:n]
         return out

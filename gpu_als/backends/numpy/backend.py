@@ -47,6 +47,7 @@ class NumpyBackend:
     name = "numpy"
     xp: Any = np
     block_elements = 1 << 20
+    stores_half = False
 
     def __init__(self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS) -> None:
         self.num_threads = num_threads or _usable_processors()
@@ -80,10 +81,13 @@ class NumpyBackend:
     def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """See :class:`gpu_als.backends.ops.Ops`; one growing buffer per thread and name."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        buffers = self._buffers.__dict__
+        buffers, key = self._buffers.__dict__, (threading.get_ident(), name)
+        self._held[key] = max(size, self._held.get(key, 0))
         if name not in buffers or buffers[name].size < size:
-            buffers[name] = np.empty(size, np.uint8)
-            self._held[threading.get_ident(), name] = size
+            # As large as a batch may get: what is not written takes no memory, while a buffer that
+            # grew would leave holes where it was.
+            room = max(size, self.batch_elements * np.dtype(dtype).itemsize)
+            buffers[name] = np.empty(room, np.uint8)
         array: np.ndarray = buffers[name][:size].view(dtype).reshape(shape)
         return array
 

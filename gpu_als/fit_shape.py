@@ -1,0 +1,133 @@
+"""What decides the memory of a fit, and what each entry and row of it takes on a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CONVERTED_ROWS", "DEVICE_BLOCK", "ROW_BYTES", "SPLIT_FLOATS", "FitShape"]
+
+SPLIT_FLOATS = 1 << 25
+"""Floats of the shares of split rows that are on a device at the same time, unless one row needs
+more."""
+ROW_BYTES = 40  # of each row: where it begins, its place in the order and the order; its check
+_INDEX_BYTES = 4
+_TEMPORARIES = 3, 0
+"""Arrays of values, beyond what stays, while weights are worked out: with a base, without."""
+_SPLIT_FROM = 8192
+"""Entries up to which no row is split."""
+DEVICE_BLOCK = 1 << 25
+"""Factors that are taken into float64, and into other coordinates, at the same time."""
+CONVERTED_ROWS = 1 << 14
+"""Rows that are taken out of coordinates at the same time."""
+
+
+@dataclass(frozen=True)
+class FitShape:
+    """What decides the memory of a fit.
+
+    Attributes
+    ----------
+    users, items, entries, factors : int
+        Factors without biases.
+    value_bytes : int
+        Of a value and of a factor: 4 or 8.
+    longest : int
+        Entries of the longest row of either side.
+    copies : int
+        How often the factors are there at the same time.
+    bias : bool
+        The factors have one more column, for biases.
+    base : bool
+        All cells have a weight, as in implicit feedback.
+    weighted : bool
+        Entries have weights besides their targets.
+    ones : float
+        The share of entries with confidence 1. Where there are some, rows have a linear part.
+    exact : bool
+        Rows are solved exactly.
+    half : bool
+        The fixed side is gathered as float16.
+    """
+
+    users: int
+    items: int
+    entries: int
+    factors: int
+    value_bytes: int = 4
+    longest: int = 0
+    copies: int = 1
+    bias: bool = False
+    base: bool = True
+    weighted: bool = True
+    ones: float = 1.0
+    exact: bool = True
+    half: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of the factors."""
+        return self.factors + self.bias
+
+    @property
+    def factor_bytes(self) -> int:
+        """Bytes of one row of factors as kernels want it: whole 16-byte pieces."""
+        return -(-self.width // 4) * 4 * self.value_bytes
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of an entry on the device: its index, the root of its weight, its target."""
+        return _INDEX_BYTES + (2 if self.weighted else 1) * self.value_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row while it is solved: what is known of it, and :attr:`solving_bytes`."""
+        return ROW_BYTES + self.solving_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of a row of the fixed side besides its factors.
+
+        It is there in the coordinates of the half-sweep or with a 1 for its bias, and once more as
+        kernels want it where that is different.
+        """
+        moved = self.width * self.value_bytes if self.base or self.bias else 0
+        if self.half and self._by_kernels:
+            return moved + self.factor_bytes // 2
+        return moved + (self.factor_bytes if self._is_padded else 0)
+
+    @property
+    def solving_bytes(self) -> int:
+        """Bytes of the solution of a row in coordinates, its linear part, and what it becomes."""
+        if not self._by_kernels or not (self.base or self._is_padded):
+            return 0
+        linear = self.factor_bytes if self.base and self.ones else 0
+        return linear + self.factor_bytes + self.width * (self.value_bytes + 1)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """Bytes of an entry that weights take besides while they are worked out."""
+        return _TEMPORARIES[0 if self.base else 1] * self.value_bytes
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes that it takes to make the coordinates, before anything is solved in them."""
+        most = max(self.users, self.items) * self.width
+        return 16 * min(most, DEVICE_BLOCK) if self.base else 0
+
+    @property
+    def _by_kernels(self) -> bool:
+        return self.value_bytes == 4
+
+    @property
+    def _is_padded(self) -> bool:
+        return self._by_kernels and self.width % 4 > 0
+
+    def workspace(self, batches: int) -> int:
+        """Return the workspace where batches use so many bytes."""
+        if not self._by_kernels:
+            return batches
+        # Rows split over blocks, and blocks of rows that leave the coordinates.
+        split = 0 if 0 < self.longest <= _SPLIT_FROM else 4 * SPLIT_FLOATS
+        return (
+            batches + split + (2 * CONVERTED_ROWS * self.factor_bytes if self.solving_bytes else 0)
+        )

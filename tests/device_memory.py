@@ -1,0 +1,63 @@
+"""Counts the bytes of arrays on the stand-in for a GPU: those there, and the most ever there."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+
+import fake_cupy
+import numpy as np
+import scipy.sparse
+
+
+class DeviceMemory:
+    """Bytes of device arrays since this was made.
+
+    Parameters
+    ----------
+    monkeypatch : pytest.MonkeyPatch
+    cupy : module
+        The stand-in.
+
+    Attributes
+    ----------
+    held, peak : int
+    """
+
+    def __init__(self, monkeypatch, cupy) -> None:
+        self.held = self.peak = 0
+        self._owners: set[int] = set()
+
+        def finalize(array: np.ndarray, _: object) -> None:
+            owner = array
+            while isinstance(owner.base, np.ndarray):
+                owner = owner.base
+            if id(owner) not in self._owners:
+                self._add(owner)
+
+        def asarray(source: object, *more: object) -> np.ndarray:
+            if isinstance(source, fake_cupy.DeviceArray):
+                return source
+            return np.array(source, *more).view(fake_cupy.DeviceArray)  # a copy, as CuPy's is
+
+        def csr_matrix(source: scipy.sparse.csr_matrix) -> fake_cupy.DeviceCSR:
+            made = fake_cupy.DeviceCSR(source.copy())
+            for array in (made.data, made.indices, made.indptr):
+                self._add(array)
+            return made
+
+        monkeypatch.setattr(sys.modules["cupyx.scipy.sparse"], "csr_matrix", csr_matrix)
+        monkeypatch.setattr(fake_cupy.DeviceArray, "__array_finalize__", finalize, raising=False)
+        monkeypatch.setattr(cupy, "asarray", asarray)
+
+    def _add(self, owner: np.ndarray) -> None:
+        size, key = owner.nbytes, id(owner)
+        self._owners.add(key)
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+        def forget() -> None:
+            self._owners.discard(key)
+            self.held -= size
+
+        weakref.finalize(owner, forget)

@@ -1,0 +1,180 @@
+"""What plans predict is what fits take: in the memory of a process, and on a device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_on_cpu
+import fake_cupy
+import fit_memory
+import numpy as np
+import pytest
+from device_memory import DeviceMemory
+
+import gpu_als
+from gpu_als import backends, engine, fit_shape
+from gpu_als.objectives import Explicit, Implicit
+from gpu_als.planning import plan
+from gpu_als.row_problem import SparseRows
+
+needs_linux = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are measured as Linux has them"
+)
+
+SHAPES = {
+    "factors": (300_000, 120_000, 3_000_000),
+    "data": (100_000, 20_000, 16_000_000),
+    "factors and data": (300_000, 120_000, 16_000_000),
+    "workspace": (50_000, 20_000, 4_000_000),
+}
+FITS = {  # the data; what takes most; the model; its options
+    "factors": ("factors", "factors", "implicit", {"factors": 96}),
+    "drawing and handing out": ("factors", "factors", "explicit", {"factors": 48}),
+    "data": ("data", "data", "explicit", {"factors": 7}),
+    "data set apart": ("data", "data", "implicit", {"factors": 8}),
+    "workspace": (
+        "workspace",
+        "workspace",
+        "implicit",
+        {"factors": 64, "num_threads": 24, "use_cg": False},
+    ),
+    "shards": ("data", "data", "implicit", {"factors": 16, "alpha": 7.5}),
+    "shards with factors": (
+        "factors and data",
+        "factors",
+        "implicit",
+        {"factors": 96, "alpha": 7.5},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Return a folder with each matrix, and what plans are told of it."""
+    made = {}
+    for name, shape in SHAPES.items():
+        folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
+        matrix = fit_memory.made_up(*shape, seed=5)
+        fit_memory.save(folder, matrix)
+        longest = max(np.diff(matrix.indptr).max(), np.bincount(matrix.indices).max())
+        made[name] = folder, (*matrix.shape, matrix.nnz), int(longest), np.mean(matrix.data == 1)
+    return made
+
+
+@needs_linux
+@pytest.mark.parametrize("name", FITS)
+def test_the_host_memory_of_a_fit(folders, name):
+    data, largest, kind, options = FITS[name]
+    folder, shape, longest, ones = folders[data]
+    shards = name.startswith("shards")
+    options = {"num_threads": 2} | options
+    predicted = plan(
+        *shape,
+        options["factors"],
+        model=kind,
+        exact=options.get("use_cg", kind == "explicit") is (kind == "explicit"),
+        ones=float(ones) if kind == "implicit" and "alpha" not in options else 0,
+        longest=longest,
+        threads=options["num_threads"],
+        host_memory=1 if shards else None,
+    ).host
+    assert predicted.from_shards is shards
+    parts = {part: getattr(predicted, part) for part in ("data", "factors", "workspace")}
+    case = json.dumps({"kind": kind, "shards": shards, "options": options})
+    command = [sys.executable, str(Path(fit_memory.__file__)), str(folder), case]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert predicted.total == pytest.approx(int(run.stdout), rel=0.1)
+    assert max(parts, key=parts.get) == largest
+
+
+ON_DEVICE = {  # users, items, entries; the model; its options
+    "factors": ((2500, 2000, 40_000), "implicit", {"factors": 32, "use_cg": False}),
+    "padded factors": ((2500, 2000, 40_000), "implicit", {"factors": 31}),
+    "no ones": ((2000, 2500, 40_000), "implicit", {"factors": 32, "unobserved_weight": 0.5}),
+    "biases": ((2500, 2000, 40_000), "explicit", {"factors": 32}),
+    "plain ratings": ((2500, 2000, 40_000), "explicit", {"factors": 32, "bias": False}),
+    "data": ((1500, 500, 150_000), "implicit", {"factors": 8, "alpha": 1.3}),
+    "ratings": ((1500, 500, 150_000), "explicit", {"factors": 8, "bias": False}),
+}
+BLOCK = 256
+"""Rows that change coordinates at the same time: few, beside which the rest counts."""
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Return the backend of a stand-in for a GPU, whose kernels take all rows."""
+    if not cuda_on_cpu.have_compiler():
+        pytest.skip("no g++ to compile kernels for the CPU")
+    with fake_cupy.installed():
+        from gpu_als.backends.cupy import backend, fused
+
+        made = backend.CupyBackend()
+        monkeypatch.setattr(backends, "_cupy_backend", lambda precision="float32": made)
+        monkeypatch.setattr(made, "block_elements", 8 * BLOCK, raising=False)
+        monkeypatch.setattr(fit_shape, "DEVICE_BLOCK", 8 * BLOCK)
+        monkeypatch.setattr(fit_shape, "CONVERTED_ROWS", BLOCK)
+        monkeypatch.setattr(fused, "CONVERTED_ROWS", BLOCK)
+        yield made
+
+
+def fit_on_device(monkeypatch, backend, name, available):
+    """Fit; return the plan, and the most bytes there were on the device. Batches take none."""
+    shape, kind, options = ON_DEVICE[name]
+    matrix = fit_memory.made_up(*shape, seed=9)
+    plans, plan_device = [], engine.plan_device
+
+    def noted(*how):
+        plans.append(plan_device(*how))
+        return plans[-1]
+
+    monkeypatch.setattr(engine, "plan_device", noted)
+    monkeypatch.setattr(type(backend), "room", lambda self: (available, 0))
+    memory = DeviceMemory(monkeypatch, backend.xp)
+    options = {"iterations": 2, "random_state": 7} | options
+    if kind == "explicit":
+        model = gpu_als.ExplicitALS(backend="cupy", **options)
+        model.fit(matrix)
+    else:
+        model = gpu_als.AlternatingLeastSquares(use_gpu=True, **options)
+        model.fit(matrix, show_progress=False)
+    assert set(model.report_.user_rows) <= {"dual", "primal", "cg", "shared"}
+    return plans[0], memory.peak
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_the_device_memory_of_a_fit_whose_data_stay(stand_in, monkeypatch, name):
+    plan, measured = fit_on_device(monkeypatch, stand_in, name, 1 << 30)
+    assert plan.part_bytes is None
+    assert plan.total == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["factors", "biases", "data", "ratings"])
+def test_a_streamed_fit_keeps_to_what_is_free(stand_in, monkeypatch, name):
+    monkeypatch.setattr("gpu_als.memory_plan._SMALLEST_PART", 1 << 10)
+    with monkeypatch.context() as first:
+        resident, _ = fit_on_device(first, stand_in, name, 1 << 30)
+    available = round(0.8 * resident.total)
+    plan, measured = fit_on_device(monkeypatch, stand_in, name, available)
+    assert plan.part_bytes is not None
+    assert 0.5 * plan.total < measured <= plan.total <= available
+
+
+def test_columns_take_four_bytes_on_a_device(stand_in):
+    """SciPy gives them eight where there are 2^31 entries, and kernels then take no rows."""
+    wide = np.array([0, 2, 1], np.int64)
+    rows = SparseRows(np.array([0, 2, 3]), wide, np.ones(3, np.float32), None, n_fixed=3)
+    problem = Explicit(0.1).row_problem(rows, 4, stand_in.batch_elements, "users")
+    loaded = stand_in.load(problem).rows
+    assert loaded.indices.dtype == np.int32
+    np.testing.assert_array_equal(loaded.indices, wide)
+
+
+def test_the_host_keeps_no_entries_of_what_is_on_a_device(stand_in):
+    rows = SparseRows.from_csr(fit_memory.made_up(40, 30, 300, seed=8))
+    problem = Implicit(0.1).row_problem(rows, 4, stand_in.batch_elements, "users")
+    host = stand_in.load(problem).host
+    assert len(host.rows.indices) == len(host.rows.values) == 0
+    assert host.linear is None
+    np.testing.assert_array_equal(host.rows.indptr, problem.rows.indptr)
