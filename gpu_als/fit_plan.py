@@ -134,7 +134,8 @@ class FitPlan:
                 f"{'; or '.join(self.options)}"
             )
         if self.device is None:
-            where = f"on the CPU, with {self.machine.threads.number} threads"
+            number = self.machine.threads.number
+            where = f"on the CPU, with {number} thread" + "s" * (number > 1)
         elif self.device.part_bytes is None:
             where = "on the GPU, where all data stay"
         else:
