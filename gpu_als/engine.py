@@ -17,8 +17,8 @@ import numpy as np
 from gpu_als.backends import BackendChoice
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.fit_shape import FitShape
-from gpu_als.memory_plan import plan_device
+from gpu_als.memory.device_plan import plan_device
+from gpu_als.memory.fit_shape import FitShape
 from gpu_als.objectives import Implicit, Objective
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.side import Rows, Side

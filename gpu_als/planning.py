@@ -9,9 +9,9 @@ import numpy as np
 from gpu_als.backends import get_backend
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import InputError
-from gpu_als.fit_plan import FitPlan, Machine
-from gpu_als.fit_shape import FitShape
-from gpu_als.host_plan import Threads
+from gpu_als.memory.fit_plan import FitPlan, Machine
+from gpu_als.memory.fit_shape import FitShape
+from gpu_als.memory.host_plan import Threads
 
 __all__ = ["FitPlan", "plan"]
 

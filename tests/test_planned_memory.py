@@ -14,7 +14,8 @@ import pytest
 from device_memory import DeviceMemory
 
 import gpu_als
-from gpu_als import backends, engine, fit_shape
+from gpu_als import backends, engine
+from gpu_als.memory import fit_shape
 from gpu_als.objectives import Explicit, Implicit
 from gpu_als.planning import plan
 from gpu_als.row_problem import SparseRows
@@ -152,7 +153,7 @@ def test_the_device_memory_of_a_fit_whose_data_stay(stand_in, monkeypatch, name)
 
 @pytest.mark.parametrize("name", ["factors", "biases", "data", "ratings"])
 def test_a_streamed_fit_keeps_to_what_is_free(stand_in, monkeypatch, name):
-    monkeypatch.setattr("gpu_als.memory_plan._SMALLEST_PART", 1 << 10)
+    monkeypatch.setattr("gpu_als.memory.device_plan._SMALLEST_PART", 1 << 10)
     with monkeypatch.context() as first:
         resident, _ = fit_on_device(first, stand_in, name, 1 << 30)
     available = round(0.8 * resident.total)

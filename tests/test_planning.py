@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_als.errors import BackendError, InputError
-from gpu_als.fit_shape import FitShape
-from gpu_als.memory_plan import lay_out, most_factors, plan_device
+from gpu_als.memory.device_plan import lay_out, most_factors, plan_device
+from gpu_als.memory.fit_shape import FitShape
 from gpu_als.planning import plan
 
 GIB = 1 << 30

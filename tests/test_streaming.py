@@ -12,8 +12,8 @@ import gpu_als
 from gpu_als import engine
 from gpu_als.backends.ahead import one_ahead
 from gpu_als.errors import BackendError
-from gpu_als.fit_shape import FitShape
-from gpu_als.memory_plan import plan_device
+from gpu_als.memory.device_plan import plan_device
+from gpu_als.memory.fit_shape import FitShape
 from gpu_als.row_problem import SparseRows
 from gpu_als.side import WholeRows
 
@@ -124,7 +124,7 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     """Data of a hundred times the workspace would not fit; its parts do."""
     resident = implicit(True, use_cg=False)
     free, workspace = device.room()
-    monkeypatch.setattr("gpu_als.memory_plan._SMALLEST_PART", 1 << 10)
+    monkeypatch.setattr("gpu_als.memory.device_plan._SMALLEST_PART", 1 << 10)
     shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
     needed = plan_device(shape, free, workspace).total
     backend, times = type(device), []

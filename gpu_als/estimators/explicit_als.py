@@ -50,6 +50,8 @@ _ARRAYS = (
 )  # fmt: skip
 _KIND = "gpu_als.ExplicitALS"
 _SIDES = ("users", "items")
+_DRAWN_AT_ONCE = 1 << 14
+"""Rows, since they are drawn in float64."""
 _WITH_IDS = Interactions, ShardedMatrix
 
 
@@ -504,12 +506,14 @@ class ExplicitALS(HasParameters, Recommends):
 
     def _draw(self, rng: Any, side: str, n_rows: int) -> np.ndarray:
         """Draw initial factors of new rows, with a bias of zero."""
-        factors = rng.standard_normal((n_rows, self._width)) * (0.1 / np.sqrt(self.factors))
+        drawn = np.empty((n_rows, self._width), self.dtype)
+        for start in range(0, n_rows, _DRAWN_AT_ONCE):
+            block = drawn[start : start + _DRAWN_AT_ONCE]
+            block[:] = rng.standard_normal(block.shape) * (0.1 / np.sqrt(self.factors))
         if self._is_nonnegative(side):
-            factors = np.abs(factors)
+            np.abs(drawn, out=drawn)
         if self.bias:
-            factors[:, -1] = 0
-        drawn: np.ndarray = factors.astype(self.dtype)
+            drawn[:, -1] = 0
         return drawn
 
     def _check_unchanged(self) -> None:

@@ -27,8 +27,8 @@ from gpu_als.backends.ops import R, T
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.data.packing import pack_rows
 from gpu_als.errors import BackendError
-from gpu_als.fit_shape import DEVICE_BLOCK
-from gpu_als.memory_plan import batch_bytes, device_batch_elements
+from gpu_als.memory.device_plan import batch_bytes, device_batch_elements
+from gpu_als.memory.fit_shape import DEVICE_BLOCK
 from gpu_als.row_problem import RowProblem, SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
 

@@ -27,7 +27,7 @@ from gpu_als.backends.cupy.launch import (
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.data.packing import Packing, pack_rows
-from gpu_als.fit_shape import CONVERTED_ROWS, SPLIT_FLOATS
+from gpu_als.memory.fit_shape import CONVERTED_ROWS, SPLIT_FLOATS
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 

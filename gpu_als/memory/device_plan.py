@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gpu_als.errors import BackendError
-from gpu_als.fit_shape import ROW_BYTES, FitShape
+from gpu_als.memory.fit_shape import ROW_BYTES, FitShape
 
 __all__ = [
     "DevicePlan",

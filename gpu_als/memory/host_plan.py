@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gpu_als.data.packing import row_elements
-from gpu_als.fit_shape import FitShape
+from gpu_als.memory.fit_shape import FitShape
 
 __all__ = ["HostPlan", "Threads", "plan_host"]
 
-_ROW_BYTES, _PACKED_BYTES = 20, 28
+_ROW_BYTES = 48
 """Of each row: where it begins, in two types; its place in the order, its ridge and its count."""
-_DRAWN_BYTES = 8
-"""Of each factor as it is drawn, before it takes the dtype of the fit."""
 _BATCH_ENTRY_BYTES = 56
 """Of each entry of a batch besides its row of factors: places, indices, weights, predictions."""
 _THREAD_BYTES = 5 << 19
@@ -128,7 +126,7 @@ def plan_host(
         Read the data from disk; else have them in memory.
     part_bytes : int or None
         The size of the parts that pass through a device; see
-        :class:`~gpu_als.memory_plan.DevicePlan`.
+        :class:`~gpu_als.memory.device_plan.DevicePlan`.
     """
     rows, value = shape.users + shape.items, shape.value_bytes
     one = rows * shape.width * value
@@ -143,11 +141,7 @@ def plan_host(
     if from_shards:
         moments.append(min(shape.entries * _entry_bytes(shape, True), _SHARD_BYTES) - data)
     if not shape.base:
-        # Each side is drawn and converted before any row is packed; in the end both are copied.
-        drawn = _DRAWN_BYTES + value
-        beginning = max(shape.users * drawn, shape.users * value + shape.items * drawn)
-        moments.append(beginning * shape.width - rows * _PACKED_BYTES)
-        moments.append(factors + workspace + one)
+        moments.append(factors + workspace + one)  # in the end both sides are copied
     around = max(moments) - moments[0]
     return HostPlan(from_shards, data, factors, sweep, workspace, around)
 
@@ -163,7 +157,7 @@ def _data(
     entry = _entry_bytes(shape, from_shards)
     set_apart = round(entry * shape.ones) + 1  # put in order; which ones they are
     copied = entry if shape.ones else 0
-    rows = (shape.users + shape.items) * (_ROW_BYTES + _PACKED_BYTES)
+    rows = (shape.users + shape.items) * _ROW_BYTES
     if from_shards:
         part = _PART_ENTRIES
         if part_bytes is not None:

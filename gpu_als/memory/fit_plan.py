@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from gpu_als.fit_shape import FitShape
-from gpu_als.host_plan import HostPlan, Threads, plan_host
-from gpu_als.memory_plan import (
+from gpu_als.memory.device_plan import (
     DevicePlan,
     batch_bytes,
     device_batch_elements,
     lay_out,
     most_factors,
 )
+from gpu_als.memory.fit_shape import FitShape
+from gpu_als.memory.host_plan import HostPlan, Threads, plan_host
 
 __all__ = ["FitPlan", "Machine"]
 
