@@ -17,7 +17,7 @@ import dask
 from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
-from gpu_als.errors import ClusterError, GpuAlsError
+from gpu_als.errors import ClusterError, GpuAlsError, ReadError
 
 __all__ = ["Cluster"]
 
@@ -126,8 +126,12 @@ class _OfTask(Exception):
 
 def _plainly(error: BaseException | None) -> BaseException:
     """Return an error of a task, or one that says what it means for the fit."""
-    if isinstance(error, GpuAlsError):
-        plain: BaseException = copy.copy(error)
+    if isinstance(error, ReadError):
+        plain: BaseException = ReadError(
+            f"a worker says: {error}. Every worker has to see the folder under the same name"
+        )
+    elif isinstance(error, GpuAlsError):
+        plain = copy.copy(error)
     elif isinstance(error, KilledWorker):
         plain = ClusterError(
             f"workers died again and again over one task ({error.task}), most likely for want of "
@@ -137,8 +141,8 @@ def _plainly(error: BaseException | None) -> BaseException:
         plain = ClusterError(f"a worker ran out of memory ({_in_words(error)}); {_MORE_MEMORY}")
     elif isinstance(error, OSError):
         plain = ClusterError(
-            f"a worker cannot use a file ({_in_words(error)}); shards have to be there for every "
-            f"worker under the same name, and workers need room for what they spill. {_HINT}"
+            f"a worker cannot use a file ({_in_words(error)}); if that is one of its own, give it "
+            f"room for what it spills. {_HINT}"
         )
     else:
         assert error is not None

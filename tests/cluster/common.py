@@ -1,17 +1,20 @@
 """Small fits, and what is done to workers; the latter runs in their processes."""
 
+import errno
 import os
 import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import dask
 import numpy as np
 from distributed import Client, LocalCluster
 from test_streaming import interactions
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS
 from gpu_als.dask import DaskInteractions
+from gpu_als.data.shards import array_files
 from gpu_als.distributed import tasks
 
 DATA = interactions()
@@ -20,9 +23,14 @@ HELD_OUT = interactions(seed=31)
 
 @contextmanager
 def local_cluster(n_workers, **options):
-    """Yield a client of worker processes on this machine."""
+    """Yield a client of worker processes on this machine.
+
+    Dask looks again some time after a worker was lost, and gives it up for good if just then it
+    is not there, because it was killed once more.
+    """
     options = {"threads_per_worker": 1, "memory_limit": "1 GiB"} | options
     with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         LocalCluster(n_workers=n_workers, dashboard_address="127.0.0.1:0", **options) as cluster,
         Client(cluster) as client,
     ):
@@ -69,6 +77,7 @@ def difference(found, expected):
 # On workers
 
 _solve_parts = tasks.solve_parts
+_open_file = array_files.open_file
 solved = 0
 """How many tasks this worker has solved or begun to."""
 
@@ -92,8 +101,14 @@ def number_of_solves():
     return solved
 
 
+def see_no_folder():
+    """Open shards in a folder that is not there."""
+    array_files.open_file = lambda folder, record: _open_file(Path(f"{folder}-not-here"), record)
+
+
 def leave_alone():
     tasks.solve_parts = _solve_parts
+    array_files.open_file = _open_file
 
 
 class DieOnce:
@@ -122,6 +137,17 @@ class RunOutOfMemory:
             raise MemoryError("no room for 8 TiB")
 
 
+class FullDisk:
+    """Raise what the system does when a worker spills, in one task."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, number):
+        if number == self.number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
 class Swell:
     """Take memory until killed, in one task and its repetitions."""
 
@@ -131,7 +157,7 @@ class Swell:
     def __call__(self, number):
         while number >= self.number:
             self.taken.append(np.ones(1 << 20))
-            time.sleep(0.002)
+            time.sleep(0.005)
 
 
 class WaitFor:

@@ -1,0 +1,292 @@
+"""Workers that die, swell, or join, and clusters that are lost: the same factors, or plain words.
+
+A fit that ends in an error leaves a state on disk from which it goes on.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from distributed import Client, Future
+from distributed.core import Status
+from test_checkpoint import assert_same
+
+from cluster.common import (
+    DATA,
+    DieOnce,
+    FullDisk,
+    RunOutOfMemory,
+    Swell,
+    WaitFor,
+    count_solves,
+    difference,
+    explicit,
+    fit,
+    fit_on,
+    implicit,
+    leave_alone,
+    local_cluster,
+    number_of_solves,
+    see_no_folder,
+    wait_until,
+)
+from gpu_als.checkpoint import Saved
+from gpu_als.dask import DaskInteractions
+from gpu_als.data.shards import ShardedMatrix
+from gpu_als.distributed import cluster, engine
+from gpu_als.errors import ClusterError, ReadError
+
+two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
+ITERATIONS = 4
+
+
+def all_are_back(client, n_workers=2):
+    """Wait for so many workers, and until their nannies would not mind if they were killed."""
+
+    def are_back():
+        nannies = client.cluster.workers.values()
+        running = [nanny for nanny in nannies if nanny.status == Status.running]
+        return len(client.nthreads()) == len(running) == len(nannies) == n_workers
+
+    wait_until(are_back)
+
+
+def worker_ids(client):
+    return {each["id"] for each in client.scheduler_info()["workers"].values()}
+
+
+def assert_goes_on(file, at_least=1):
+    """Assert that a state is whole, and that one process goes on from it to the right factors."""
+    assert at_least <= Saved.read(file).report.iterations < ITERATIONS
+    found = fit(implicit(iterations=ITERATIONS), checkpoint=file, resume=True)
+    assert difference(found, fit(implicit(iterations=ITERATIONS))) <= 1e-5
+
+
+@pytest.fixture
+def two(workers):
+    """Yield a client of two workers, which are there again afterwards."""
+    yield workers
+    all_are_back(workers)
+    workers.run(leave_alone)
+
+
+@contextmanager
+def when(condition, act):
+    """Do something as soon as it is time, in the background."""
+
+    def watch():
+        wait_until(condition)
+        act()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        watcher.join()
+
+
+@pytest.mark.parametrize("number", [1, 4, 7])
+@pytest.mark.parametrize("make", [implicit, explicit])
+@two_workers
+def test_a_worker_killed_in_a_half_sweep_changes_nothing(two, make, number, tmp_path):
+    expected = fit_on(two, make(iterations=ITERATIONS))
+    before = worker_ids(two)
+    two.run(count_solves, DieOnce(number, tmp_path / "died"))
+    found = fit_on(two, make(iterations=ITERATIONS))
+    assert (tmp_path / "died").exists()
+    assert worker_ids(two) != before
+    assert difference(found, expected) == 0
+    assert found.report_.losses == expected.report_.losses
+
+
+@two_workers
+def test_a_killed_worker_does_not_cost_the_whole_history(two, monkeypatch, tmp_path):
+    """Where factors have passed through the client, no half-sweep before is run again."""
+    iterations, late = 12, 21  # the worker dies in the eleventh iteration
+    monkeypatch.setattr(engine, "_SECURE_SECONDS", 0)
+    monkeypatch.setattr(engine, "_SECURE_SHARE", 1e9)
+    expected = fit_on(two, implicit(iterations=iterations))
+    two.run(count_solves, DieOnce(late, tmp_path / "died"))
+    survivors = set(two.nthreads())
+    found = fit_on(two, implicit(iterations=iterations))
+    assert difference(found, expected) == 0
+    assert (tmp_path / "died").exists()
+    survivors &= set(two.nthreads())
+    (solves,) = two.run(number_of_solves, workers=list(survivors)).values()
+    # Of 48 it has run its half, and perhaps for the other worker the last three half-sweeps.
+    assert 24 <= solves <= 24 + 4
+
+
+@two_workers
+def test_a_worker_that_is_lost_between_fits_is_not_missed(two):
+    data = DaskInteractions(two, DATA)
+    expected = fit(explicit(), data)
+    before = worker_ids(two)
+    os.kill(next(iter(two.run(os.getpid).values())), signal.SIGKILL)
+    wait_until(lambda: worker_ids(two) != before)
+    all_are_back(two)
+    assert_same(fit(explicit(), data), expected)
+
+
+@two_workers
+def test_a_worker_that_joins_while_the_other_has_all_gets_a_part(two):
+    """One of two is retired in the first iteration and comes again in the second."""
+    expected = fit_on(two, explicit(iterations=ITERATIONS))
+    seen = []
+
+    def change(iteration, *_):
+        seen.append(len(two.nthreads()))
+        two.cluster.scale(1 if iteration == 0 else 2)
+        all_are_back(two, 1 if iteration == 0 else 2)
+
+    data = DaskInteractions(two, DATA)
+    found = fit(explicit(iterations=ITERATIONS), data, callback=change)
+    assert seen == [2, 1, 2, 2]
+    assert difference(found, expected) == 0
+    # What the one that went had made came to the other once; from then on there was nothing.
+    assert found.report_.transferred[1][1] == 0
+    assert all(found.report_.transferred[3])
+
+
+@two_workers
+def test_more_workers_than_at_the_start_change_nothing(two):
+    expected = fit_on(two, explicit(iterations=ITERATIONS))
+
+    def join(iteration, *_):
+        if iteration == 0:
+            two.cluster.scale(3)
+            all_are_back(two, 3)
+
+    found = fit_on(two, explicit(iterations=ITERATIONS), callback=join)
+    two.cluster.scale(2)
+    all_are_back(two)
+    assert difference(found, expected) == 0
+
+
+@two_workers
+def test_a_worker_that_runs_out_of_memory_is_told_of(two, tmp_path):
+    two.run(count_solves, RunOutOfMemory(4))
+    with pytest.raises(ClusterError, match=r"a worker ran out of memory \(.*8 TiB.*checkpoint="):
+        fit_on(two, implicit(iterations=ITERATIONS), checkpoint=tmp_path / "s.npz")
+    assert_goes_on(tmp_path / "s.npz")
+
+
+def test_a_worker_that_is_killed_for_its_memory_is_told_of(tmp_path):
+    """By its nanny; here the first time is the last, where Dask would try three times more."""
+    file = tmp_path / "s.npz"
+    with local_cluster(1, memory_limit="600 MiB") as client:
+        client.cluster.scheduler.allowed_failures = 0
+        data = DaskInteractions(client, DATA)
+        client.run(count_solves, Swell(4))
+        with pytest.raises(ClusterError, match=r"died again and again .* more memory.*checkpoint="):
+            fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
+    assert_goes_on(file)
+
+
+@two_workers
+def test_a_folder_that_workers_do_not_see_is_told_of(two, tmp_path):
+    data = ShardedMatrix.from_matrix(DATA, tmp_path / "m", shard_bytes=900)
+    two.run(see_no_folder)
+    with pytest.raises(ReadError, match=r"a worker says: .*indptr.* Every worker has to see the"):
+        fit_on(two, explicit(), data)
+
+
+@two_workers
+def test_a_full_disk_of_a_worker_is_not_a_lost_cluster(two, tmp_path):
+    two.run(count_solves, FullDisk(4))
+    with pytest.raises(ClusterError, match=r"a worker cannot use a file \(OSError: .*checkpoint="):
+        fit_on(two, implicit(iterations=ITERATIONS), checkpoint=tmp_path / "s.npz")
+    assert_goes_on(tmp_path / "s.npz")
+
+
+@two_workers
+def test_a_client_that_is_closed_is_told_of(two):
+    with Client(two.scheduler.address, set_as_default=False) as other:
+        data = DaskInteractions(other, DATA)
+    with pytest.raises(ClusterError, match="the client has lost the cluster, or was closed"):
+        fit(explicit(), data)
+
+
+def cancel_all(client):
+    client.cancel([Future(key, client) for key in list(client.futures)])
+
+
+@two_workers
+def test_tasks_that_someone_else_cancels_are_told_of(two, tmp_path):
+    """While a worker is at work."""
+    file, waits, goes_on = (tmp_path / name for name in ("s.npz", "waits", "goes on"))
+    two.run(count_solves, WaitFor(4, waits, goes_on))
+    with (
+        when(waits.exists, lambda: cancel_all(two)),
+        pytest.raises(ClusterError, match=r"(?s)the cluster was lost .*cancelled"),
+    ):
+        fit_on(two, implicit(iterations=ITERATIONS), checkpoint=file)
+    goes_on.touch()
+    assert_goes_on(file)
+
+
+def test_without_workers_and_without_hope(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+
+    def scale_down(iteration, *_):
+        if iteration == 1:
+            client.cluster.scale(0)
+            all_are_back(client, 0)
+
+    with local_cluster(1) as client:
+        data = DaskInteractions(client, DATA)
+        file = tmp_path / "s.npz"
+        begin = time.monotonic()
+        with pytest.raises(ClusterError, match=r"the cluster has no workers .*checkpoint=FILE"):
+            fit(implicit(iterations=ITERATIONS), data, checkpoint=file, callback=scale_down)
+        assert time.monotonic() - begin < 30
+        with pytest.raises(ClusterError, match="the cluster has no workers"):
+            fit(explicit(), data)
+    assert_goes_on(file)
+
+
+def start(*command):
+    """Start a module of Dask's that finds what workers are to do here."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_a_scheduler_that_is_killed_ends_the_fit_quickly(tmp_path):
+    """In processes of their own, as on several machines; and killed while a worker solves."""
+    waits, file, where = tmp_path / "waits", tmp_path / "s.npz", str(tmp_path / "scheduler.json")
+    local = "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", where
+    processes = [
+        start("distributed.cli.dask_scheduler", "--port", "0", *local),
+        start("distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", *local),
+    ]
+    try:
+        with Client(scheduler_file=where) as client:
+            client.wait_for_workers(1)
+            client.run(count_solves, WaitFor(6, waits, tmp_path / "never"))
+            data = DaskInteractions(client, DATA)
+            begin = time.monotonic()
+            with (
+                when(waits.exists, processes[0].kill),
+                pytest.raises(ClusterError, match=r"(?s)the cluster was lost .*checkpoint=FILE"),
+            ):
+                fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
+            assert time.monotonic() - begin < 20
+            with pytest.raises(ClusterError, match="the client has lost the cluster"):
+                fit(explicit(), data)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert_goes_on(file, 2)
