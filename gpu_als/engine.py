@@ -25,7 +25,16 @@ from gpu_als.side import Rows, Side
 from gpu_als.solvers import Solver
 from gpu_als.solving import solve_parts
 
-__all__ = ["Engine", "Factors", "LocalEngine", "Model", "OnDevice", "Solvers", "Sweeps"]
+__all__ = [
+    "Engine",
+    "Factors",
+    "LocalEngine",
+    "Model",
+    "OnDevice",
+    "Solvers",
+    "Sweeps",
+    "fit_to_device",
+]
 
 Factors = tuple[Any, Any]
 Solvers = tuple[Solver, Solver]
@@ -149,7 +158,7 @@ class LocalEngine:
     @contextmanager
     def start(self, model: Model, solvers: Solvers, copies: int) -> Iterator[Sweeps]:
         """See :class:`Engine`."""
-        sides, stay = _fit_to_device(self.backend, self.sides, model, copies)
+        sides, stay = fit_to_device(self.backend, self.sides, model, copies)
         with self.backend.session():
             yield _LocalSweeps(self.backend, sides, model, solvers, stay=stay)
 
@@ -214,7 +223,7 @@ class OnDevice:
         return problem
 
 
-def _fit_to_device(
+def fit_to_device(
     backend: Backend, sides: tuple[Side, Side], model: Model, copies: int
 ) -> tuple[tuple[Side, Side], bool]:
     """Return both sides in parts that the device has room for, and whether they can stay there.

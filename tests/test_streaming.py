@@ -37,7 +37,7 @@ def cut_always(monkeypatch, most_bytes):
         assert items.n_parts > 3
         return (users, items), False
 
-    monkeypatch.setattr(engine, "_fit_to_device", cut)
+    monkeypatch.setattr(engine, "fit_to_device", cut)
 
 
 IMPLICIT = {
@@ -112,7 +112,7 @@ def test_a_dense_matrix_is_streamed(monkeypatch):
     resident = gpu_als.factorize(matrix, 4, **options)
     monkeypatch.setattr(
         engine,
-        "_fit_to_device",
+        "fit_to_device",
         lambda backend, sides, *_: ([side.cut(1000, 8, 8) for side in sides], False),
     )
     streamed = gpu_als.factorize(matrix, 4, **options)

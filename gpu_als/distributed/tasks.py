@@ -18,8 +18,7 @@ from gpu_als.backends import BackendChoice
 from gpu_als.backends.frame import gram
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.engine import Model, OnDevice
-from gpu_als.engine import _fit_to_device as fit_to_device
+from gpu_als.engine import Model, OnDevice, fit_to_device
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import RowProblem
 from gpu_als.side import Rows, Side
