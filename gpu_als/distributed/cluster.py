@@ -49,12 +49,14 @@ class Cluster:
     client: Client
 
     def workers(self) -> dict[str, int]:
-        """Return the address and the number of threads of each worker; wait a while if none."""
-        until = time.monotonic() + _PATIENCE_SECONDS
+        """Return the address and the number of threads of each worker that takes tasks.
+
+        Waits a while if there is none.
+        """
         with self._told_plainly():
-            while not (found := self._ask()):
-                if time.monotonic() > until:
-                    raise ClusterError(f"the cluster has no workers (any more); {_HINT}")
+            until = time.monotonic() + _PATIENCE_SECONDS
+            while not (found := self._running()):
+                self._lose_patience(until)
                 time.sleep(_LOOK_SECONDS / 10)
         return found
 
@@ -83,8 +85,11 @@ class Cluster:
             loop: Any = self.client.loop
             gathering = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
             try:
+                until = time.monotonic() + _PATIENCE_SECONDS
                 while not wait_for([gathering], _LOOK_SECONDS).done:
-                    self.workers()
+                    if self._goes_on():
+                        until = time.monotonic() + _PATIENCE_SECONDS
+                    self._lose_patience(until)
                 found: list[Any] = gathering.result()
                 return found
             except Exception as error:
@@ -96,10 +101,29 @@ class Cluster:
             finally:
                 gathering.cancel()
 
-    def _ask(self) -> dict[str, int]:
+    def _running(self) -> dict[str, int]:
+        """Return the workers that Dask has not paused, as it does when memory is nearly full."""
         self._check()
-        found: dict[str, int] = self.client.nthreads()
-        return found
+        known = self.client.scheduler_info()["workers"]
+        paused = {address for address, each in known.items() if each["status"] == "paused"}
+        return {each: n for each, n in self.client.nthreads().items() if each not in paused}
+
+    def _goes_on(self) -> bool:
+        """Tell whether there are workers, and not all that is left to do waits on paused ones."""
+        running = self._running()
+        busy = {address for address, tasks in self.client.processing().items() if tasks}
+        if busy <= running.keys():
+            return bool(running)
+        return bool(busy & running.keys()) or any(self.client.call_stack().values())
+
+    def _lose_patience(self, until: float) -> None:
+        if time.monotonic() < until:
+            return
+        if self.client.nthreads():
+            raise ClusterError(
+                "workers are paused because their memory is nearly full; " + _MORE_MEMORY
+            )
+        raise ClusterError(f"the cluster has no workers (any more); {_HINT}")
 
     def _check(self) -> None:
         if self.client.status != "running":

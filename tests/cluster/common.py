@@ -10,6 +10,7 @@ from pathlib import Path
 import dask
 import numpy as np
 from distributed import Client, LocalCluster
+from distributed.core import Status
 from test_streaming import interactions
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS
@@ -170,6 +171,18 @@ class WaitFor:
         if number == self.number:
             Path(self.waits).touch()
             wait_until(Path(self.goes_on).exists)
+
+
+def pause(dask_worker):
+    """Do what Dask does when memory is nearly full."""
+    dask_worker.memory_manager.memory_pause_fraction = False  # it would see that it is not
+    dask_worker.status = Status.paused
+
+
+def go_on(dask_worker):
+    fraction = dask.config.get("distributed.worker.memory.pause")
+    dask_worker.memory_manager.memory_pause_fraction = fraction
+    dask_worker.status = Status.running
 
 
 def forget_fetched(dask_worker):
