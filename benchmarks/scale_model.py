@@ -48,6 +48,9 @@ class Machine:
         Bytes/s into a node.
     memory, host_memory : float
         Bytes of a device, and of a node.
+    start : float
+        Seconds until the workers of a cluster have their tasks of a half-sweep and the client knows
+        that these are done.
     overlap : bool
         Whether gathering and arithmetic overlap: the larger counts, not their sum.
     """
@@ -63,6 +66,7 @@ class Machine:
     network: float
     memory: float
     host_memory: float
+    start: float = 0.1
     overlap: bool = True
 
     @property
@@ -125,6 +129,8 @@ class Cost:
         Getting the fixed side from other workers.
     stream : float
         Entries from the host, which goes on behind the rows.
+    start : float
+        Tasks, in a cluster.
     overlap : bool
     """
 
@@ -134,13 +140,15 @@ class Cost:
     coordinates: float
     exchange: float
     stream: float
+    start: float
     overlap: bool
 
     @property
     def total(self) -> float:
         """Seconds in all."""
         solve = max(self.gather, self.solve) if self.overlap else self.gather + self.solve
-        return max(solve + self.rows, self.stream) + self.coordinates + self.exchange
+        rows = max(solve + self.rows, self.stream)
+        return rows + self.coordinates + self.exchange + self.start
 
 
 def half_sweep(job: Job, where: Machine, side: int, *, streamed: bool, collective: bool) -> Cost:
@@ -178,6 +186,7 @@ def half_sweep(job: Job, where: Machine, side: int, *, streamed: bool, collectiv
         coordinates=(square / n + 2 * square) / where.products,
         exchange=exchange,
         stream=12.0 * job.entries / n / where.link if streamed else 0.0,
+        start=where.start if n > 1 else 0.0,
         overlap=where.overlap,
     )
 
@@ -241,7 +250,7 @@ def answer(name: str, job: Job, where: Machine) -> list[str]:
         total = sum(cost.total for cost in costs)
         parts = ", ".join(
             f"{part} {sum(getattr(cost, part) for cost in costs):.2f}"
-            for part in ("gather", "solve", "rows", "coordinates", "exchange", "stream")
+            for part in ("gather", "solve", "rows", "coordinates", "exchange", "stream", "start")
         )
         how = "streamed" if stream else "resident"
         lines.append(f"  {way}, {how}: {total:.1f} s a sweep ({parts})")
@@ -250,10 +259,12 @@ def answer(name: str, job: Job, where: Machine) -> list[str]:
 
 # ---- the check on this machine -------------------------------------------------------------------
 
-CALIBRATION = [((20_000, 4_000), 400_000, k) for k in (16, 32, 64, 128)] + [
-    ((40_000, 2_000), 100_000, 64),
-    ((2_000, 2_000), 800_000, 64),
+CALIBRATION = [((20_000, 4_000), 1_000_000, k) for k in (16, 32, 64, 128)] + [
+    ((100_000, 2_000), 250_000, 64),
+    ((2_000, 2_000), 1_000_000, 128),
 ]
+TINY = (200, 100), 2_000, 8
+"""A fit that is all start."""
 CHECKED = [
     ((60_000, 12_000), 3_000_000, 32, 0),
     ((60_000, 12_000), 3_000_000, 96, 0),
@@ -330,10 +341,13 @@ def check(threads: int) -> list[dict[str, Any]]:
         if workers:
             with (
                 LocalCluster(
-                    n_workers=workers, threads_per_worker=1, dashboard_address=None
+                    n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
                 ) as cluster,
                 Client(cluster) as client,
             ):
+                tiny, tiny_entries, tiny_k = TINY
+                few = DaskInteractions(client, interactions(tiny, tiny_entries))
+                predicted += sum(measured(few, tiny_k, 1))
                 found = measured(DaskInteractions(client, data), k, 1)
         else:
             found = measured(data, k, threads)
