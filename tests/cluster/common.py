@@ -197,3 +197,14 @@ def fetched_pieces(dask_worker):
         for key, size in fetched["keys"].items()
         if key.startswith(("solve-", "first_piece-"))
     ]
+
+
+# On schedulers
+
+
+async def steal_no_tasks(dask_scheduler):
+    await dask_scheduler.extensions["stealing"].stop()
+
+
+async def steal_tasks(dask_scheduler):
+    await dask_scheduler.extensions["stealing"].start()

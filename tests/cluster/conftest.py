@@ -1,15 +1,24 @@
-"""Clusters of one, two and four worker processes, each of them for the whole session."""
+"""Clusters of one, two and four worker processes, each for all tests that want it."""
+
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 
 from cluster.common import leave_alone, local_cluster, wait_until
 
 
-@pytest.fixture(scope="session", params=[1, 2, 4], ids="{} workers".format)
-def workers(request):
-    """Yield a client."""
-    with local_cluster(request.param) as client:
-        yield client
+@pytest.fixture(scope="session")
+def cluster_of():
+    """Yield a function that returns a client of so many workers."""
+    with ExitStack() as stack:
+        yield cache(lambda n_workers: stack.enter_context(local_cluster(n_workers)))
+
+
+@pytest.fixture(params=[1, 2, 4], ids="{} workers".format)
+def workers(request, cluster_of):
+    """Return a client."""
+    return cluster_of(request.param)
 
 
 @pytest.fixture

@@ -30,6 +30,9 @@ EXPLICIT = {
 }
 CASES = {f"implicit {name}": (implicit, options) for name, options in IMPLICIT.items()}
 CASES |= {f"explicit {name}": (explicit, options) for name, options in EXPLICIT.items()}
+SOME = [case for case in CASES if case.split()[1] not in ("fractions", "unscaled", "cg")]
+EVERYWHERE = [(n, case) for n in (1, 2, 4) for case in (CASES if n == 2 else SOME)]
+EVERYWHERE += [(n, "implicit cg") for n in (1, 4)]
 IN_FLOAT32 = "implicit exact", "implicit cg", "explicit bias"
 
 
@@ -53,7 +56,7 @@ def assert_like(found, expected, rounding):
             np.testing.assert_allclose(one, other, atol=rounding * np.abs(other).max())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("workers", "case"), EVERYWHERE, indirect=["workers"])
 def test_as_in_one_process(client, case):
     make, options = CASES[case]
     options = options | {"dtype": np.float64}
