@@ -64,16 +64,10 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class MatrixSource:
-    """A matrix in the client's memory; rows are sent with the tasks that need them.
+class _OfClient:
+    """What is known of data that the client can get at."""
 
-    Attributes
-    ----------
-    data : InMemory
-    """
-
-    data: InMemory
+    data: InMemory | OnDisk
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,14 +84,6 @@ class MatrixSource:
         """See :class:`Source`."""
         return self.data.user_ids, self.data.item_ids
 
-    def astype(self, dtype: np.dtype) -> MatrixSource:
-        """See :class:`Source`."""
-        return MatrixSource(self.data.astype(dtype))
-
-    def each(self, cluster: Cluster, function: Look[T]) -> list[T]:
-        """See :class:`Source`; the client does it."""
-        return self.data.each(function)
-
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Source`."""
         return self.data.counts()
@@ -105,6 +91,26 @@ class MatrixSource:
     def fingerprint(self) -> str:
         """See :class:`Source`."""
         return self.data.fingerprint()
+
+
+@dataclass(frozen=True)
+class MatrixSource(_OfClient):
+    """A matrix in the client's memory; rows are sent with the tasks that need them.
+
+    Attributes
+    ----------
+    data : InMemory
+    """
+
+    data: InMemory
+
+    def astype(self, dtype: np.dtype) -> MatrixSource:
+        """See :class:`Source`."""
+        return MatrixSource(self.data.astype(dtype))
+
+    def each(self, cluster: Cluster, function: Look[T]) -> list[T]:
+        """See :class:`Source`; the client does it."""
+        return self.data.each(function)
 
     def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Rows:
         """See :class:`Source`."""
@@ -118,7 +124,7 @@ class MatrixSource:
 
 
 @dataclass(frozen=True)
-class ShardSource:
+class ShardSource(_OfClient):
     """Shards in a folder that the client and all workers see under the same name.
 
     Attributes
@@ -127,21 +133,6 @@ class ShardSource:
     """
 
     data: OnDisk
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """See :class:`Source`."""
-        return self.data.shape
-
-    @property
-    def nnz(self) -> int:
-        """See :class:`Source`."""
-        return self.data.nnz
-
-    @property
-    def ids(self) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """See :class:`Source`."""
-        return self.data.user_ids, self.data.item_ids
 
     def astype(self, dtype: np.dtype) -> ShardSource:
         """See :class:`Source`."""
@@ -156,14 +147,6 @@ class ShardSource:
             for first, last in pairwise(bounds)
         ]
         return [result for found in cluster.collect(futures) for result in found]
-
-    def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`Source`."""
-        return self.data.counts()
-
-    def fingerprint(self) -> str:
-        """See :class:`Source`."""
-        return self.data.fingerprint()
 
     def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Rows:
         """See :class:`Source`; nothing is read yet."""
