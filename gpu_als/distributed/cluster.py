@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import dask
-from distributed import Client, Future
+from distributed import Client, Future, wait
 from distributed.scheduler import KilledWorker
 
 from gpu_als.errors import ClusterError, GpuAlsError, ReadError
@@ -44,9 +44,12 @@ class Cluster:
     Attributes
     ----------
     client : distributed.Client
+    patience : float, optional
+        Seconds to wait for a worker when there is none.
     """
 
     client: Client
+    patience: float | None = None
 
     def workers(self) -> dict[str, int]:
         """Return the address and the number of threads of each worker that takes tasks.
@@ -54,7 +57,7 @@ class Cluster:
         Waits a while if there is none.
         """
         with self._told_plainly():
-            until = time.monotonic() + _PATIENCE_SECONDS
+            until = self._until()
             while not (found := self._running()):
                 self._lose_patience(until)
                 time.sleep(_LOOK_SECONDS / 10)
@@ -77,29 +80,42 @@ class Cluster:
     def collect(self, futures: Sequence[Future]) -> list[Any]:
         """Return the results of tasks, and see meanwhile whether there is anyone to compute them.
 
-        The first error of a task ends the waiting, and all of these futures.
+        Errors of tasks end the waiting, and all of these futures.
         """
         with self._told_plainly():
             self._check()
-            coming = self.client.gather(list(futures), asynchronous=True)
-            loop: Any = self.client.loop
-            gathering = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
+            self._wait(futures)
             try:
-                until = time.monotonic() + _PATIENCE_SECONDS
-                while not wait_for([gathering], _LOOK_SECONDS).done:
-                    if self._goes_on():
-                        until = time.monotonic() + _PATIENCE_SECONDS
-                    self._lose_patience(until)
-                found: list[Any] = gathering.result()
-                return found
+                return self._fetch(futures)
             except Exception as error:
                 if any(future.status == "error" for future in futures):
                     for future in futures:
                         future.release()  # tracebacks, in Dask too, may keep them
                     raise _OfTask from error
                 raise
-            finally:
-                gathering.cancel()
+
+    def _wait(self, futures: Sequence[Future]) -> None:
+        until = self._until()
+        while any(future.status == "pending" for future in futures):
+            if any(future.status == "error" for future in futures):
+                return
+            with suppress(TimeoutError):
+                wait(futures, timeout=_LOOK_SECONDS)
+                return
+            until = self._look(until)
+
+    def _fetch(self, futures: Sequence[Future]) -> list[Any]:
+        """Return results that are there, or were just now."""
+        until, loop = self._until(), cast(Any, self.client.loop)
+        coming = self.client.gather(list(futures), asynchronous=True)
+        fetching = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
+        try:
+            while not wait_for([fetching], _LOOK_SECONDS).done:
+                until = self._look(until)
+            found: list[Any] = fetching.result()
+            return found
+        finally:
+            fetching.cancel()
 
     def _running(self) -> dict[str, int]:
         """Return the workers that Dask has not paused, as it does when memory is nearly full."""
@@ -115,6 +131,16 @@ class Cluster:
         if busy <= running.keys():
             return bool(running)
         return bool(busy & running.keys()) or any(self.client.call_stack().values())
+
+    def _until(self) -> float:
+        return time.monotonic() + (_PATIENCE_SECONDS if self.patience is None else self.patience)
+
+    def _look(self, until: float) -> float:
+        """Return until when to wait; see :meth:`_lose_patience`."""
+        if self._goes_on():
+            return self._until()
+        self._lose_patience(until)
+        return until
 
     def _lose_patience(self, until: float) -> None:
         if time.monotonic() < until:

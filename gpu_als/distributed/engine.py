@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ _SECURE_SECONDS = 60.0
 """After how much work factors pass through the client: about what a lost worker costs at most."""
 _SECURE_SHARE = 0.1
 """The most of the time that this may take."""
+
+
+_PATIENCE_SECONDS = 5.0
+"""How long to wait for workers once the user has interrupted the fit."""
 
 
 class DaskEngine:
@@ -99,7 +104,7 @@ class _DaskSweeps:
     """A state is a list of futures of pieces, or an array, for each side."""
 
     def __init__(self, sides: tuple[DaskSide, DaskSide]) -> None:
-        self._sides = sides
+        self._sides, self._cluster = sides, sides[0].cluster
         self._workspace = 0
         self._secure_at = time.monotonic() + _SECURE_SECONDS
 
@@ -107,7 +112,13 @@ class _DaskSweeps:
         solved, fixed = self._sides[side], self._sides[1 - side]
         sent = fixed.held
         total = HalfSweepStats()
-        for each in solved.solve(fixed):
+        try:
+            told = solved.solve(fixed)
+        except KeyboardInterrupt:
+            # Ctrl-C in a terminal reaches workers that were started there too.
+            self._cluster = replace(self._cluster, patience=_PATIENCE_SECONDS)
+            raise
+        for each in told:
             total.add(each.stats)
             self._workspace = max(self._workspace, each.workspace)
         # What each worker has fetched from others, be it one range of rows that it solved or two.
@@ -137,9 +148,8 @@ class _DaskSweeps:
         return self.on_host(state)
 
     def on_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        cluster = self._sides[0].cluster
         users, items = (
-            each if isinstance(each, np.ndarray) else rows_of(cluster, each) for each in state
+            each if isinstance(each, np.ndarray) else rows_of(self._cluster, each) for each in state
         )
         return users, items
 

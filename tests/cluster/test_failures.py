@@ -336,6 +336,28 @@ def test_without_workers_and_without_hope(tmp_path, monkeypatch):
     assert_goes_on(file)
 
 
+def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatch):
+    """As Ctrl-C does in the terminal that a LocalCluster was started in."""
+    monkeypatch.setattr(engine, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    file, waits = tmp_path / "s.npz", tmp_path / "waits"
+
+    def interrupt():
+        client.cluster.scale(0)
+        all_are_back(client, 0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with local_cluster(1) as client:
+        data = DaskInteractions(client, DATA)
+        client.run(count_solves, WaitFor(4, waits, tmp_path / "never"))
+        with (
+            when(waits.exists, interrupt),
+            pytest.raises(ClusterError, match=r"the cluster has no workers .*checkpoint=FILE"),
+        ):
+            fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
+    assert_goes_on(file)
+
+
 def start(*command):
     """Start a module of Dask's that finds what workers are to do here."""
     return subprocess.Popen(
