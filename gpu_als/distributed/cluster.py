@@ -99,7 +99,7 @@ class Cluster:
         while any(future.status == "pending" for future in futures):
             if any(future.status == "error" for future in futures):
                 return
-            with suppress(TimeoutError):
+            with self.client.as_current(), suppress(TimeoutError):
                 wait(futures, timeout=_LOOK_SECONDS)
                 return
             until = self._look(until)

@@ -20,8 +20,8 @@ from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.engine import Model, OnDevice, fit_to_device
 from gpu_als.objectives import Objective
-from gpu_als.row_problem import RowProblem
-from gpu_als.side import Rows, Side
+from gpu_als.row_problem import RowProblem, SparseRows
+from gpu_als.side import Rows, Side, WholeRows
 from gpu_als.solvers import Solver
 from gpu_als.solving import solve_parts
 
@@ -99,6 +99,13 @@ class Part:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lies on a device."""
         return vars(self) | {"_on_device": None}
+
+    def __sizeof__(self) -> int:
+        """Return the bytes of rows in memory: Dask asks before it moves or spills something."""
+        rows = self.side.rows.rows if isinstance(self.side.rows, WholeRows) else None
+        arrays = vars(rows).values() if isinstance(rows, SparseRows) else ()
+        held = sum(each.nbytes for each in arrays if isinstance(each, np.ndarray))
+        return object.__sizeof__(self) + held
 
     def problems(self, backend: Backend, dtype: np.dtype) -> Iterator[tuple[slice, RowProblem]]:
         """Yield the rows' problems on the device; places count from the first of these rows."""

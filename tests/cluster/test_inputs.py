@@ -2,9 +2,11 @@
 
 import re
 import threading
+from contextvars import ContextVar
 
 import dask.array as da
 import dask.dataframe as dd
+import distributed
 import numpy as np
 import pandas as pd
 import pytest
@@ -203,6 +205,15 @@ def test_data_twice_wrapped_are_refused(client):
 
 def test_what_is_no_client_is_refused(client):
     refuse(client.cluster, DATA, "client must be a distributed.Client")
+
+
+def test_a_client_need_not_be_the_default_one(client, monkeypatch):
+    with Client(client.scheduler.address, set_as_default=False) as other:
+        monkeypatch.setattr(distributed.client, "_global_clients", {})
+        monkeypatch.setattr(distributed.client, "_current_client", ContextVar("no", default=None))
+        found = fit_on(other, explicit())
+        monkeypatch.undo()
+    assert_as_in_memory(found)
 
 
 def test_a_client_in_asynchronous_mode_is_refused(client):
