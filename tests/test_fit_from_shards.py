@@ -267,7 +267,7 @@ def test_held_out_ratings_of_other_ids_are_refused(tmp_path):
     held_out = gpu_als.Interactions.from_matrix(
         matrix, user_ids=np.arange(70) + 2, item_ids=np.arange(40)
     )
-    with pytest.raises(InputError, match="validation: its ids are not those of ratings"):
+    with pytest.raises(InputError, match="validation: its user_ids are not those of ratings"):
         fit("explicit bias", source, validation=held_out)
 
 

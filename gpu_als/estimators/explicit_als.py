@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import Backend, BackendChoice
-from gpu_als.data.interactions import Interactions
-from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude
-from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
-from gpu_als.data.shards import ShardedMatrix
+from gpu_als.data.matrix import as_csr, check_magnitude
 from gpu_als.data.splits import check_random_state
 from gpu_als.engine import Model
-from gpu_als.errors import InputError, ModelFileError
+from gpu_als.errors import InputError
+from gpu_als.estimators.explicit_file import StoredRatingModel
+from gpu_als.estimators.held_out import held_out_ratings
 from gpu_als.estimators.params import (
-    HasParameters,
     check_dtype,
     check_flag,
     check_integer,
@@ -30,7 +27,6 @@ from gpu_als.estimators.recommending import Recommends, requested_rows
 from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.sides import aligned_weights, fold_in, weighted_sum
 from gpu_als.estimators.snapshots import of_one_moment
-from gpu_als.estimators.stored_seed import read_seed, stored_seed
 from gpu_als.estimators.warm_start import carry_over, former_rows
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
@@ -43,19 +39,12 @@ from gpu_als.training_data import InMemory, TrainingData, as_training_data, fing
 
 __all__ = ["ExplicitALS"]
 
-_NEEDED = "factors", "regularization", "bias", "iterations", "dtype"
-_ARRAYS = (
-    "user_factors", "item_factors", "user_biases", "item_biases", "user_ids", "item_ids",
-    "global_mean",
-)  # fmt: skip
-_KIND = "gpu_als.ExplicitALS"
 _SIDES = ("users", "items")
 _DRAWN_AT_ONCE = 1 << 14
 """Rows, since they are drawn in float64."""
-_WITH_IDS = Interactions, ShardedMatrix
 
 
-class ExplicitALS(HasParameters, Recommends):
+class ExplicitALS(StoredRatingModel, Recommends):
     """Matrix factorisation of ratings by alternating least squares.
 
     Predicts ``mean + b_u + b_i + x_u . y_i`` and minimises
@@ -234,16 +223,12 @@ class ExplicitALS(HasParameters, Recommends):
             data = InMemory(*aligned_weights(ratings, sample_weight, data.matrix), source=ratings)
             weights = data.weights
 
-        def look(first_row: int, rows: SparseRows) -> tuple[float, float]:
-            check_magnitude(rows.to_csr(), dtype=self.dtype, name="ratings", first_row=first_row)
-            return weighted_sum(rows.values, rows.weights)
-
-        total, weight = map(sum, zip(*data.each(look), strict=True))
+        total, weight = map(sum, zip(*data.each(_checked_sum), strict=True))
         mean = total / weight if self.bias and weight else 0.0
         engine = data.engine(self._objective(mean), self._width, self._backend_choice())
         held_out, validate = None, None
         if validation is not None:
-            held_out = _triples(validation, ratings, data.shape)
+            held_out = held_out_ratings(validation, data)
             validate = self._validator(*held_out, mean)
         start = begin(
             checkpoint,
@@ -342,83 +327,6 @@ class ExplicitALS(HasParameters, Recommends):
             return factors
         return factors, solved[:, -1] if self.bias else np.zeros(len(solved), self.dtype)
 
-    @of_one_moment
-    def save(self, file: str | os.PathLike[str] | BinaryIO) -> None:
-        """Write the model to an npz file, atomically; ``.npz`` is appended to a bare name."""
-        self._check_unchanged()
-        plain = self.get_params()
-        for name in ("backend", "num_threads", "precision"):  # of this machine, not of the model
-            del plain[name]
-        plain["dtype"] = self.dtype.name
-        plain["random_state"] = stored_seed(self.random_state)
-        if not isinstance(self.solver, str):
-            plain["solver"] = None  # an option object; the model is complete without it
-        stored = {
-            "kind": _KIND,
-            "user_factors": self.user_factors,
-            "item_factors": self.item_factors,
-            "user_biases": self.user_biases,
-            "item_biases": self.item_biases,
-            "global_mean": self.global_mean,
-            **self._ids_to_store(),
-            **{f"param_{name}": value for name, value in plain.items()},
-        }
-        write_arrays(file, {name: value for name, value in stored.items() if value is not None})
-
-    @classmethod
-    def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
-        """Read a model that :meth:`save` wrote.
-
-        Raises
-        ------
-        ModelFileError
-            The file is damaged or holds something else; the message says what.
-        """
-        stored = read_arrays(file)
-        if str(stored.get("kind", "")) != _KIND:
-            raise ModelFileError(f"{file}: no model of ExplicitALS")
-        check_names(
-            [name.removeprefix("param_") for name in stored],
-            needed=_NEEDED,
-            known=["kind", *_ARRAYS, *cls._parameters()],
-            where=str(file),
-        )
-        try:
-            params = {
-                name.removeprefix("param_"): value.tolist()
-                for name, value in stored.items()
-                if name.startswith("param_")
-            }
-            params["random_state"] = read_seed(params.get("random_state"))
-            check_random_state(params["random_state"])
-            if isinstance(params.get("regularization"), list):
-                params["regularization"] = tuple(params["regularization"])
-            params.setdefault("scale_regularization", None)
-            model = cls(**params)
-        except (ValueError, TypeError) as error:
-            raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
-        for side in ("user", "item"):
-            factors, biases = stored.get(f"{side}_factors"), stored.get(f"{side}_biases")
-            if (
-                factors is None
-                or biases is None
-                or factors.ndim != 2
-                or factors.shape[1] != model.factors
-                or biases.shape != factors.shape[:1]
-                or factors.dtype.kind != "f"
-                or biases.dtype.kind != "f"
-            ):
-                raise ModelFileError(f"{file}: the {side} factors are missing or inconsistent")
-            for name, array in ((f"{side}_factors", factors), (f"{side}_biases", biases)):
-                setattr(model, name, to_factors(array, model.dtype, f"{file}: {name}"))
-        model._restore_ids(stored, file)
-        mean = stored.get("global_mean", np.zeros(0))
-        if mean.shape != () or mean.dtype.kind != "f" or not abs(mean) < np.finfo(model.dtype).max:
-            raise ModelFileError(f"{file}: global_mean is missing or no number")
-        model.global_mean = float(mean)
-        model._trained = model.factors, model.bias
-        return model
-
     @property
     def _width(self) -> int:
         """Columns of the factor matrices in training: the bias is one more factor."""
@@ -516,14 +424,6 @@ class ExplicitALS(HasParameters, Recommends):
             drawn[:, -1] = 0
         return drawn
 
-    def _check_unchanged(self) -> None:
-        """Refuse a model whose shape set_params has changed since it was trained."""
-        self._check_fitted()
-        if self._trained != (self.factors, self.bias):
-            raise InputError(
-                "factors or bias were changed by set_params after training; call fit again"
-            )
-
     def _by_name(self, users: np.ndarray, items: np.ndarray) -> dict[str, Any]:
         """Return what training found, as the attributes hold it."""
         found: dict[str, Any] = {"_trained": (self.factors, self.bias)}
@@ -559,40 +459,14 @@ class ExplicitALS(HasParameters, Recommends):
         return validate
 
 
+def _checked_sum(first_row: int, rows: SparseRows) -> tuple[float, float]:
+    """Check how large ratings are; return their weighted sum and the sum of weights.
+
+    A function of no estimator, since workers of a cluster get it.
+    """
+    check_magnitude(rows.to_csr(), dtype=rows.values.dtype, name="ratings", first_row=first_row)
+    return weighted_sum(rows.values, rows.weights)
+
+
 def _is_one_of(value: Any, *names: str) -> bool:
     return isinstance(value, str) and value in names
-
-
-def _triples(
-    validation: Any, ratings: Any, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the validation set as row numbers, column numbers and ratings."""
-    if isinstance(validation, tuple):
-        if len(validation) != 3:
-            raise InputError("validation must be a matrix or a tuple (users, items, ratings)")
-        rows = check_index_array(validation[0], shape[0], name="validation users")
-        columns = check_index_array(validation[1], shape[1], name="validation items")
-        try:
-            values = np.atleast_1d(np.asarray(validation[2], np.float64))
-        except (TypeError, ValueError):
-            raise InputError("validation: its ratings are not numbers") from None
-        if not len(rows) == len(columns) == len(values):
-            raise InputError("validation: users, items and ratings must have one length")
-    else:
-        if isinstance(validation, Interactions) and isinstance(ratings, _WITH_IDS):
-            same = all(
-                np.array_equal(getattr(validation, ids), getattr(ratings, ids))
-                for ids in ("user_ids", "item_ids")
-            )
-            if not same:
-                raise InputError(
-                    "validation: its ids are not those of ratings; pass "
-                    "ratings.encode(users, items, values, unknown='drop') instead"
-                )
-        entries = as_csr(validation, name="validation", dtype=np.float64).tocoo()
-        if entries.shape != shape:
-            raise InputError(f"validation has shape {entries.shape}; ratings has {shape}")
-        rows, columns, values = entries.row, entries.col, entries.data
-    if len(values) == 0 or not np.isfinite(values).all():
-        raise InputError("validation must hold at least one rating, and no NaN or inf")
-    return rows, columns, values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -191,11 +192,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         """
         data = self._check_interactions(user_items)
         objective = self._objective()
-
-        def look(first_row: int, rows: SparseRows) -> tuple[float, float]:
-            check_confidences(rows.to_csr(), self.alpha, "user_items", first_row)
-            return objective.constant(rows), sum_of_magnitudes(rows.values)
-
+        look = partial(_checked_sums, objective)
         constant, magnitudes = map(sum, zip(*data.each(look), strict=True))
         engine = data.engine(objective, self.factors, self._backend_choice())
         start = begin(
@@ -299,3 +296,14 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         if rows is not None:
             return backend.from_host(self._solve("users", rows)), items
         return users[backend.from_host(ids)], items
+
+
+def _checked_sums(
+    objective: Implicit | IALS, first_row: int, rows: SparseRows
+) -> tuple[float, float]:
+    """Check how large values are; return what they add to the loss, and the sum of magnitudes.
+
+    A function of no estimator, since workers of a cluster get it.
+    """
+    check_confidences(rows.to_csr(), objective.alpha, "user_items", first_row)
+    return objective.constant(rows), sum_of_magnitudes(rows.values)

@@ -17,7 +17,7 @@ _ROW_BYTES = 48
 """Of each row: where it begins, in two types; its place in the order, its ridge and its count."""
 _BATCH_ENTRY_BYTES = 56
 """Of each entry of a batch besides its row of factors: places, indices, weights, predictions."""
-_THREAD_BYTES = 5 << 19
+_THREAD_BYTES = 1 << 21
 """Of each thread: what the allocator keeps of arrays that have grown."""
 _SMALL_SYSTEM = 32
 """Factors up to which the systems of a batch are factored as a copy."""

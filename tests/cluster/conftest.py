@@ -3,9 +3,20 @@
 from contextlib import ExitStack
 from functools import cache
 
+import dask
 import pytest
 
 from cluster.common import leave_alone, local_cluster, wait_until
+
+
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch):
+    """Take back what nannies set in the environment of this process before they start workers.
+
+    Programs that later tests start would see it, the settings of malloc among them.
+    """
+    for name in (*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,11 @@ def addresses(client):
     return set(client.scheduler_info()["workers"])
 
 
+def retire_all(client):
+    client.cluster.scale(0)
+    all_are_back(client, 0)
+
+
 def assert_goes_on(file, at_least=1):
     """Assert that a state is whole, and that one process goes on from it to the right factors."""
     assert at_least <= Saved.read(file).report.iterations < ITERATIONS
@@ -321,8 +326,7 @@ def test_without_workers_and_without_hope(tmp_path, monkeypatch):
 
     def scale_down(iteration, *_):
         if iteration == 1:
-            client.cluster.scale(0)
-            all_are_back(client, 0)
+            retire_all(client)
 
     with local_cluster(1) as client:
         data = DaskInteractions(client, DATA)
@@ -343,8 +347,7 @@ def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatc
     file, waits = tmp_path / "s.npz", tmp_path / "waits"
 
     def interrupt():
-        client.cluster.scale(0)
-        all_are_back(client, 0)
+        retire_all(client)
         os.kill(os.getpid(), signal.SIGINT)
 
     with local_cluster(1) as client:

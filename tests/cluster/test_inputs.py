@@ -154,6 +154,16 @@ def test_held_out_ratings_may_be_of_any_kind_that_they_are_in_one_process(client
     )
 
 
+def test_what_a_model_holds_stays_with_the_client(client, tmp_path):
+    """Workers that look at the data first get no estimator, which may hold what has no copy."""
+    shards = ShardedMatrix.from_matrix(DATA, tmp_path / "s")
+    for make in (implicit, explicit):
+        model = make()
+        model.lock = threading.Lock()
+        for source in (shards, frame(triples(dtype=np.float32))):
+            assert np.isfinite(fit_on(client, model, source).user_factors).all()
+
+
 # Refused
 
 
@@ -243,6 +253,16 @@ def test_values_too_large_for_float32_are_named_with_their_row(client, make, tmp
     for source in sources:
         with pytest.raises(InputError, match=r"at \(row, column\) \(41, [0-9]+\)"):
             fit_on(client, make(), source)
+
+
+def test_held_out_ratings_of_other_ids_are_refused(client):
+    data, other = (
+        Interactions.from_matrix(DATA, user_ids=np.arange(first, first + DATA.shape[0]))
+        for first in (1, 2)
+    )
+    with pytest.raises(InputError, match="validation: its user_ids are not those of ratings"):
+        fit_on(client, explicit(), data, validation=other)
+    assert fit_on(client, explicit(), data, validation=data).report_.metrics
 
 
 def test_observation_weights_are_refused(client):
