@@ -47,8 +47,8 @@ class ShardRows:
     def of(cls, shards: Sequence[Shard], n_fixed: int, dtype: np.dtype) -> ShardRows:
         """Return all rows, in parts that fit in the memory of most machines many times."""
         counts = np.concatenate([np.diff(shard.load()[2].indptr) for shard in shards])
-        bounds = cut_rows(counts, _PART_BYTES, _ENTRY_BYTES, _ROW_BYTES)
-        return cls(tuple(shards), n_fixed, np.dtype(dtype), counts, bounds)
+        every = cls(tuple(shards), n_fixed, np.dtype(dtype), counts, (0, len(counts)))
+        return every.cut(_PART_BYTES, _ENTRY_BYTES, _ROW_BYTES)
 
     def part(self, number: int) -> SparseRows:
         """See :class:`gpu_als.side.Rows`; int32 and float32 arrays may lie on disk still."""
@@ -67,9 +67,27 @@ class ShardRows:
         )
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> ShardRows:
-        """See :class:`gpu_als.side.Rows`; no part is larger than those of :meth:`of`."""
-        bounds = cut_rows(self.counts(), min(most_bytes, _PART_BYTES), entry_bytes, row_bytes)
-        return replace(self, bounds=tuple(self.bounds[0] + bound for bound in bounds))
+        """See :class:`gpu_als.side.Rows`; no part is larger than those of :meth:`of`.
+
+        A part has rows of one shard, or all rows of several small ones: what is put together from
+        several is copied.
+        """
+        how = min(most_bytes, _PART_BYTES), entry_bytes, row_bytes
+        first, last = self.bounds[0], self.bounds[-1]
+
+        def cut_between(begin: int, end: int) -> list[int]:
+            cuts = cut_rows(self.entries_of_rows[begin - first : end - first], *how)
+            return [begin + cut for cut in cuts[1:]]
+
+        bounds = [first]
+        for shard in self.shards:
+            begin, end = max(shard.start, first), min(shard.stop, last)
+            if len(cut_between(bounds[-1], end)) > 1:  # does not go with those before it
+                bounds += [begin] if begin > bounds[-1] else []
+                cuts = cut_between(begin, end)
+                bounds += cuts if len(cuts) > 1 else []
+        bounds += [last] if bounds[-1] < last else []
+        return replace(self, bounds=tuple(bounds))
 
     def between(self, first: int, last: int) -> ShardRows:
         """Return rows ``first`` to ``last`` of the side, in parts of the usual size."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -15,12 +14,13 @@ from gpu_als.backends import BackendChoice
 from gpu_als.data.matrix import as_csr
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.engine import Engine, LocalEngine
+from gpu_als.fingerprints import add_marks, mark_of_entries
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import SparseRows
 from gpu_als.shard_rows import ShardRows
 from gpu_als.side import WholeRows
 
-__all__ = ["InMemory", "OnDisk", "TrainingData", "as_training_data", "fingerprint"]
+__all__ = ["InMemory", "OnDisk", "TrainingData", "as_training_data"]
 
 T = TypeVar("T")
 
@@ -56,9 +56,9 @@ class TrainingData(ABC):
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the number of entries of each user and of each item."""
 
-    @abstractmethod
     def fingerprint(self) -> str:
-        """Return what tells these interactions from others."""
+        """Return what tells these interactions from others, wherever they lie and however cut."""
+        return add_marks(self.each(mark_of_entries))
 
     @abstractmethod
     def engine(self, objective: Objective, n_factors: int, backend: BackendChoice) -> Engine:
@@ -104,10 +104,6 @@ class InMemory(TrainingData):
         for start in range(0, len(indices), step):
             items += np.bincount(indices[start : start + step], minlength=n_items)
         return np.diff(self.matrix.indptr), items
-
-    def fingerprint(self) -> str:
-        """See :class:`TrainingData`."""
-        return fingerprint(self.matrix.indptr, self.matrix.indices, self.matrix.data)
 
     def engine(self, objective: Objective, n_factors: int, backend: BackendChoice) -> Engine:
         """See :class:`TrainingData`; each side is one part."""
@@ -170,10 +166,6 @@ class OnDisk(TrainingData):
         """See :class:`TrainingData`."""
         return self.rows[0].counts(), self.rows[1].counts()
 
-    def fingerprint(self) -> str:
-        """See :class:`TrainingData`."""
-        return self.matrix.digest
-
     def engine(self, objective: Objective, n_factors: int, backend: BackendChoice) -> Engine:
         """See :class:`TrainingData`."""
         return LocalEngine.of(self.rows, objective, n_factors, backend)
@@ -195,23 +187,3 @@ def as_training_data(source: Any, *, name: str, dtype: np.dtype) -> TrainingData
     if isinstance(source, ShardedMatrix):
         return OnDisk(source, dtype)
     return InMemory(as_csr(source, name=name, dtype=dtype), source=source)
-
-
-def fingerprint(*arrays: np.ndarray | None) -> str:
-    """Return what tells one-dimensional arrays from others: a digest of their values.
-
-    Integers are the same in every type that holds them. None stands for no array.
-    """
-    if all(array is None for array in arrays):
-        return "none"
-    total = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        if array is None:
-            continue
-        kind = array.dtype
-        if kind.kind in "iu":
-            kind = np.dtype(np.int32 if array.max(initial=0) < 2**31 else np.int64)
-        total.update(f"{kind.name}{len(array)}".encode())
-        for start in range(0, len(array), _BLOCK):
-            total.update(np.ascontiguousarray(array[start : start + _BLOCK], kind).data)
-    return total.hexdigest()

@@ -32,7 +32,6 @@ from gpu_als.checkpoint import Saved
 from gpu_als.data import atomic
 from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.errors import CheckpointError, InputError
-from gpu_als.training_data import fingerprint
 
 N_USERS, N_ITEMS, ITERATIONS = 40, 30, 8
 RATINGS = random_ratings(N_USERS, N_ITEMS, 0.3, 11)
@@ -732,39 +731,6 @@ def test_a_validation_set_in_another_form_is_the_same_data(tmp_path):
     as_tuple = triples.row.astype(np.int64), triples.col.astype(np.uint16), triples.data
     whole = fit(explicit(), validation=HELD_OUT)
     assert_same(fit(explicit(), resume=file, validation=as_tuple), whole)
-
-
-@BY_HYPOTHESIS
-@given(
-    values=st.lists(st.integers(0, 2**40), max_size=9),
-    kind=st.sampled_from([np.int32, np.uint32, np.int64, np.uint64]),
-)
-def test_fingerprints_of_integers_depend_on_their_values_alone(values, kind):
-    array = np.array(values, np.int64)
-    if array.max(initial=0) <= np.iinfo(kind).max:
-        assert fingerprint(array.astype(kind)) == fingerprint(array)
-    for place in range(len(values)):
-        for change in (1, 2**32):
-            changed = array.copy()
-            changed[place] ^= change
-            assert fingerprint(changed) != fingerprint(array)
-    assert fingerprint(np.append(array, 0)) != fingerprint(array)
-
-
-@pytest.mark.parametrize("size", [1, 2**20 - 1, 2**20, 2**20 + 1])
-def test_fingerprints_see_the_last_of_many_elements(size):
-    array = np.zeros(size, np.float32)
-    before = fingerprint(array)
-    array[-1] = 1
-    assert fingerprint(array) != before
-
-
-def test_fingerprints_tell_where_one_array_ends_and_the_next_begins():
-    one, two = np.array([1, 2, 3]), np.array([4])
-    assert fingerprint(one, two) != fingerprint(np.array([1, 2]), np.array([3, 4]))
-    assert fingerprint(one, None) == fingerprint(one)
-    assert fingerprint(None) == fingerprint() == "none"
-    assert fingerprint(np.ones(3, np.float32)) != fingerprint(np.ones(3))
 
 
 # Files that are no checkpoint

@@ -1,14 +1,17 @@
 # ruff: noqa: F811 (fixtures are arguments of the same name)
 """Fits on shards find what fits on the same matrix in memory do, and hold little of it."""
 
-import gc
 import re
 import tracemalloc
 import weakref
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
 from test_checkpoint import assert_same, fitted_arrays
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 from test_streaming import IMPLICIT, cut_always, interactions
@@ -80,16 +83,17 @@ def test_in_one_part_the_fit_is_that_in_memory_to_the_bit(tmp_path, case, value_
     assert_same(found, fit(case, data()))
 
 
+@pytest.mark.parametrize("shards_are", ["cut", "joined"])
 @every_case
-def test_in_many_parts_it_agrees_to_rounding(tmp_path, monkeypatch, case):
+def test_in_many_parts_it_agrees_to_rounding(tmp_path, monkeypatch, case, shards_are):
     float64 = {"dtype": np.float64}
     expected = fit(case, data(), options=float64)
-    in_small_parts(monkeypatch)
+    in_small_parts(monkeypatch, 1500 if shards_are == "cut" else 5500)
     source = sharded(tmp_path / "s", value_type="codes")
     for shards, n_fixed in ((source.users, 40), (source.items, 70)):
-        bounds = ShardRows.of(shards, n_fixed, np.float64).bounds
-        assert len(bounds) > 4
-        assert not set(bounds[1:-1]) <= {shard.start for shard in shards}
+        bounds, starts = ShardRows.of(shards, n_fixed, np.float64).bounds, len(shards)
+        assert len(bounds) > 3
+        assert len(bounds) - 1 > starts if shards_are == "cut" else len(bounds) - 1 < starts
     found = fit(case, source, options=float64)
     assert_close(found, expected, 1e-11)
     assert found.report_.losses == pytest.approx(expected.report_.losses, rel=1e-12)
@@ -113,6 +117,29 @@ def test_on_a_device(device, tmp_path, monkeypatch, case, streamed):
     assert found.report_.losses == pytest.approx(expected.report_.losses, rel=1e-5)
 
 
+@given(data=st.data())
+def test_a_part_has_rows_of_one_shard_or_whole_shards_that_fit(data):
+    counts = np.array(data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=30)))
+    rows = st.integers(0, len(counts))
+    starts = sorted({0, *data.draw(st.lists(rows, max_size=6))} - {len(counts)})
+    ends = [*starts[1:], len(counts)]
+    shards = tuple(
+        SimpleNamespace(start=start, stop=stop) for start, stop in zip(starts, ends, strict=True)
+    )
+    every = ShardRows(shards, 9, np.dtype(np.float32), counts, (0, len(counts)))
+    some = every.between(*sorted(data.draw(st.tuples(rows, rows).filter(lambda x: x[0] != x[1]))))
+    most = data.draw(st.integers(1, 400))
+    for whole in (every, some):
+        found = whole.cut(most, 3, 5).bounds
+        assert (found[0], found[-1]) == (whole.bounds[0], whole.bounds[-1])
+        for first, last in pairwise(found):
+            assert first < last
+            assert last - first == 1 or np.sum(3 * counts[first:last] + 5) <= most
+            within = [each for each in starts if first < each < last]
+            ends_of_shards = {*starts, *ends, *whole.bounds}
+            assert not within or {first, last} <= ends_of_shards
+
+
 def test_a_device_that_takes_large_parts_does_not_make_them_large_on_the_host(
     tmp_path, monkeypatch
 ):
@@ -132,7 +159,6 @@ def test_each_part_is_read_once_in_a_half_sweep_and_few_are_held(tmp_path, monke
         made = part(self, number)
         read.append((self.n_fixed, number))
         held.append(weakref.ref(made.values))
-        gc.collect()
         most = max(most, sum(each() is not None for each in held))
         return made
 

@@ -14,12 +14,23 @@ REGISTERS = 65536  # of a multiprocessor, on every architecture
 VARIANTS = {"SIGNED", "STORED_HALF"}
 
 
+def alike(architecture):
+    """Return the architectures whose blocks have as much memory, and so the same launches."""
+
+    def memory(of):
+        limits = nvrtc.DEVICES[of]
+        return limits.shared_per_block, limits.shared_per_multiprocessor
+
+    return [each for each in nvrtc.DEVICES if memory(each) == memory(architecture)]
+
+
 def chosen(architecture):
     """Return the launches whose kernels are compiled for an architecture.
 
     All there are would take half an hour (benchmarks/kernel_resources.py has them all). Here each
-    size meets the tensor cores once, with the solver that takes the most registers, and every
-    variant comes in one size, another for each architecture.
+    size meets the tensor cores once, with the solver that takes the most registers; architectures
+    with the same launches share them out; and every variant comes in one size, another for each
+    architecture.
     """
     plain, tensor_cores, variants = [], {}, {}
     for launch in nvrtc.specialisations(nvrtc.DEVICES[architecture]).values():
@@ -34,12 +45,14 @@ def chosen(architecture):
             )
         else:
             plain.append(launch)
+    family = alike(architecture)
+    share = [*plain, *tensor_cores.values()][family.index(architecture) :: len(family)]
     devices = sorted(nvrtc.DEVICES)
     spread = [
         launches[(devices.index(architecture) + n) % len(devices) * len(launches) // len(devices)]
         for n, launches in enumerate(variants.values())
     ]
-    return [*plain, *tensor_cores.values(), *spread]
+    return [*share, *spread]
 
 
 @pytest.fixture(scope="module", params=nvrtc.DEVICES, ids=lambda device: f"sm_{device}")
@@ -65,6 +78,7 @@ def functions(builds):
 
 def test_every_size_and_every_macro_is_compiled(architecture):
     everything = nvrtc.specialisations(nvrtc.DEVICES[architecture]).values()
+    compiled_here = [launch for each in alike(architecture) for launch in chosen(each)]
     options = {*VARIANTS, "TENSOR_CORES", "BLOCKS"}  # the rest is the size
 
     def sizes(launches):
@@ -76,8 +90,8 @@ def test_every_size_and_every_macro_is_compiled(architecture):
     def macros(launches):
         return {(one.kernel, pair) for one in launches for pair in one.macros}
 
-    assert sizes(chosen(architecture)) == sizes(everything)
-    assert macros(chosen(architecture)) == macros(everything)
+    assert sizes(compiled_here) == sizes(everything)
+    assert macros(compiled_here) == macros(everything)
     assert {one.kernel for one in everything} == {"dual_warp", "dual_block", "primal", "split"}
 
 

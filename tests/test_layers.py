@@ -23,6 +23,7 @@ FLOORS = {
     "gpu_als.memory": 2,
     "gpu_als.backends": 3,
     "gpu_als.side": 3,
+    "gpu_als.fingerprints": 3,
     "gpu_als.shard_rows": 3,
     "gpu_als.solving": 4,
     "gpu_als.engine": 4,

@@ -27,7 +27,6 @@ needs_linux = pytest.mark.skipif(
 SHAPES = {
     "factors": (300_000, 120_000, 3_000_000),
     "data": (100_000, 20_000, 16_000_000),
-    "factors and data": (300_000, 120_000, 16_000_000),
     "workspace": (50_000, 20_000, 4_000_000),
 }
 FITS = {  # the data; what takes most; the model; its options
@@ -42,12 +41,6 @@ FITS = {  # the data; what takes most; the model; its options
         {"factors": 64, "num_threads": 24, "use_cg": False},
     ),
     "shards": ("data", "data", "implicit", {"factors": 16, "alpha": 7.5}),
-    "shards with factors": (
-        "factors and data",
-        "factors",
-        "implicit",
-        {"factors": 96, "alpha": 7.5},
-    ),
 }
 
 
@@ -69,7 +62,7 @@ def folders(tmp_path_factory):
 def test_the_host_memory_of_a_fit(folders, name):
     data, largest, kind, options = FITS[name]
     folder, shape, longest, ones = folders[data]
-    shards = name.startswith("shards")
+    shards = name == "shards"
     options = {"num_threads": 2} | options
     predicted = plan(
         *shape,

@@ -57,7 +57,6 @@ class CollectionSource:
     matrices : pair of list of Future
         Of csr_matrix, each with the rows from one bound to the next.
     row_counts : pair of int64 array
-    digest : str
     dtype : dtype
         That the values are wanted in.
     """
@@ -66,7 +65,6 @@ class CollectionSource:
     bounds: tuple[tuple[int, ...], tuple[int, ...]]
     matrices: tuple[list[Future], list[Future]]
     row_counts: tuple[np.ndarray, np.ndarray]
-    digest: str
     dtype: np.dtype = np.dtype(np.float32)  # noqa: RUF009
 
     @classmethod
@@ -94,13 +92,8 @@ class CollectionSource:
             raise InputError(f"interactions: found shape {shape}; there must be a user and an item")
         users, items = (_by_row(cluster, blocks, side, shape) for side in (0, 1))
         (user_bounds, by_user, user_counts), (item_bounds, by_item, item_counts) = users, items
-        digests = [
-            cluster.submit(_digest, matrix, first)
-            for matrix, first in zip(by_user, user_bounds, strict=False)
-        ]
-        digest = f"{sum(cluster.collect(digests)) % 2**64:016x}"
         both = (user_bounds, item_bounds), (by_user, by_item), (user_counts, item_counts)
-        return cls(shape, *both, digest)
+        return cls(shape, *both)
 
     @property
     def nnz(self) -> int:
@@ -128,10 +121,6 @@ class CollectionSource:
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`~gpu_als.distributed.sources.Source`."""
         return self.row_counts
-
-    def fingerprint(self) -> str:
-        """See :class:`~gpu_als.distributed.sources.Source`."""
-        return self.digest
 
     def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Future:
         """See :class:`~gpu_als.distributed.sources.Source`."""
@@ -275,18 +264,6 @@ def _assemble(
 def _row_counts(matrix: sp.csr_matrix) -> np.ndarray:
     counts: np.ndarray = np.diff(matrix.indptr).astype(np.int64)
     return counts
-
-
-def _digest(matrix: sp.csr_matrix, first: int) -> int:
-    """Return a sum over entries, so that it does not matter how rows are cut."""
-    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.uint64), np.diff(matrix.indptr))
-    with np.errstate(over="ignore"):
-        mixed = (rows + np.uint64(first)) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= matrix.indices.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
-        mixed ^= matrix.data.view(np.uint64)
-        mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed ^= mixed >> np.uint64(29)
-        return int(mixed.sum(dtype=np.uint64))
 
 
 def _rows_of(matrix: sp.csr_matrix, dtype: np.dtype) -> SparseRows:

@@ -99,10 +99,6 @@ class DaskInteractions(TrainingData):
         """See :class:`~gpu_als.training_data.TrainingData`."""
         return self._source.counts()
 
-    def fingerprint(self) -> str:
-        """See :class:`~gpu_als.training_data.TrainingData`."""
-        return self._source.fingerprint()
-
     def engine(self, objective: Objective, n_factors: int, backend: BackendChoice) -> DaskEngine:
         """See :class:`~gpu_als.training_data.TrainingData`."""
         return DaskEngine(self._cluster, self._source, objective, n_factors, backend)

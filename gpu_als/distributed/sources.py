@@ -55,10 +55,6 @@ class Source(Protocol):
         """Return the number of entries of each user and of each item."""
         ...
 
-    def fingerprint(self) -> str:
-        """Return what tells these interactions from others."""
-        ...
-
     def rows(self, cluster: Cluster, side: int, first: int, last: int) -> Any:
         """Return rows ``first`` to ``last`` of a side: a ``Rows``, or a future of one."""
         ...
@@ -87,10 +83,6 @@ class _OfClient:
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Source`."""
         return self.data.counts()
-
-    def fingerprint(self) -> str:
-        """See :class:`Source`."""
-        return self.data.fingerprint()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from gpu_als.estimators.resuming import begin
 from gpu_als.estimators.sides import aligned_weights, fold_in, weighted_sum
 from gpu_als.estimators.snapshots import of_one_moment
 from gpu_als.estimators.warm_start import carry_over, former_rows
+from gpu_als.fingerprints import fingerprint
 from gpu_als.metrics import rmse
 from gpu_als.objectives import Explicit
 from gpu_als.ranking.pairs import check_pairs, pair_scores
@@ -35,7 +36,7 @@ from gpu_als.report import FitReport
 from gpu_als.row_problem import Array, SparseRows
 from gpu_als.solvers import NonNegative, Solver, as_solver
 from gpu_als.training import Schedule, train
-from gpu_als.training_data import InMemory, TrainingData, as_training_data, fingerprint
+from gpu_als.training_data import InMemory, TrainingData, as_training_data
 
 __all__ = ["ExplicitALS"]
 

@@ -6,7 +6,7 @@ imported are not counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gpu_als.data.packing import row_elements
 from gpu_als.memory.fit_shape import FitShape
@@ -165,14 +165,11 @@ def _data(
         part = max(part, shape.longest)
         if part >= shape.entries:  # both sides are one part each, which stays
             return rows + shape.entries * (2 * (entry + copied) + set_apart), 0
-        # One is in use while the next is made ready, out of two shards perhaps; where nothing is
-        # done with the next one's entries, the maps of them take no memory.
+        # One is in use while the next is made ready; where nothing is done with the next one's
+        # entries, the maps of them take no memory.
         ahead = min(part, shape.entries - part)
         mapped = part + ahead
-        on_disk = _entry_bytes(replace(shape, value_bytes=_STORED_BYTES), True)
-        if shape.entries * on_disk > _SHARD_BYTES:
-            mapped += part
-        elif not shape.base and shape.value_bytes == _STORED_BYTES:
+        if not shape.base and shape.value_bytes == _STORED_BYTES:
             mapped = part
         return rows + mapped * entry + (part + ahead) * copied + ahead * set_apart, 0
     held = 2 * shape.entries * entry + rows

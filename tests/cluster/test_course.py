@@ -4,6 +4,7 @@ import os
 import signal
 import warnings
 
+import dask.array
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -110,15 +111,17 @@ def test_a_stopped_fit_goes_on_to_the_bit(client, how, tmp_path):
 
 
 @two_workers
-def test_a_state_of_a_cluster_serves_one_process_and_the_other_way_round(client, tmp_path):
-    ShardedMatrix.from_matrix(DATA, tmp_path / "m", shard_bytes=900)
+def test_a_fit_goes_on_wherever_the_same_data_lie(client, tmp_path):
+    """In memory, on disk, on workers; in one process and on a cluster."""
+    shards = ShardedMatrix.from_matrix(DATA, tmp_path / "m", shard_bytes=900)
+    collection = dask.array.from_array(DATA.toarray(), chunks=(7, 9))
+    places = DATA, shards, *(DaskInteractions(client, each) for each in (DATA, shards, collection))
     options = {"iterations": 4, "dtype": np.float64}
-    for name, source in (("matrix", DATA), ("shards", ShardedMatrix.open(tmp_path / "m"))):
-        (tmp_path / name).mkdir()
-        here, there = source, DaskInteractions(client, source)
-        whole = fit(explicit(**options), here)
-        for first, then in ((here, there), (there, here)):
-            file = state(tmp_path / name, explicit(**options), iterations=2, ratings=first)
+    whole = fit(explicit(**options), DATA)
+    for number, place in enumerate(places):
+        (tmp_path / f"{number}").mkdir()
+        file = state(tmp_path / f"{number}", explicit(**options), iterations=2, ratings=place)
+        for then in places if number == 0 else places[:1]:
             found = fit(explicit(**options), then, resume=file)
             assert difference(found, whole) <= 1e-10
             assert found.report_.iterations == 4
