@@ -6,6 +6,7 @@ __all__ = [
     "BackendError",
     "CheckpointError",
     "ClusterError",
+    "ClusterWarning",
     "DownloadError",
     "GpuAlsError",
     "IdRangeError",
@@ -70,6 +71,10 @@ class NotFiniteError(InputError, ModelFitError):
 
 class ParameterWarning(UserWarning):
     """An argument was converted to a form that fits, at some cost."""
+
+
+class ClusterWarning(UserWarning):
+    """A cluster works in a slower way than it should. The message says why."""
 
 
 class SingularRowsWarning(UserWarning):

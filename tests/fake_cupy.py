@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.machinery
+import os
 import sys
 import types
 from collections.abc import Iterator
 
 import cuda_on_cpu
+import fake_nccl
 import numpy as np
 import scipy.linalg
 import scipy.sparse
@@ -136,6 +138,8 @@ class RawModule:
 class Stream:
     """Work is done at once and in order, so there is nothing to wait for."""
 
+    ptr = 1
+
     def __init__(self, non_blocking: bool = False) -> None:
         self.non_blocking = non_blocking
 
@@ -150,6 +154,21 @@ class Stream:
 
     def wait_event(self, event: None) -> None:
         pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class Device(contextlib.nullcontext):
+    """The only one."""
+
+    def __init__(self, device: int = 0) -> None:
+        super().__init__(self)
+
+    @property
+    def pci_bus_id(self) -> str:
+        """Another for each process, as each worker has a GPU of its own."""
+        return f"0000:{os.getpid():x}"
 
 
 def _modules() -> dict[str, types.ModuleType]:
@@ -172,7 +191,8 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda = modules["cupy.cuda"]
     cupy.cuda.device = modules["cupy.cuda.device"]
     cupy.cuda.device.get_cusolver_handle = lambda: 0
-    cupy.cuda.Device = lambda device=0: contextlib.nullcontext(device)
+    cupy.cuda.Device = Device
+    cupy.cuda.nccl = fake_nccl
     cupy.cuda.Stream = Stream
     cupy.cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cupy.cuda.get_current_stream = Stream

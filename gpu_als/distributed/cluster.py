@@ -19,7 +19,7 @@ from distributed.scheduler import KilledWorker
 
 from gpu_als.errors import ClusterError, GpuAlsError, ReadError
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "ExchangeError"]
 
 _LOOK_SECONDS = 2.0
 """How often to look whether the cluster is still there."""
@@ -32,6 +32,10 @@ _HINT = (
 _MORE_MEMORY = "give workers more memory, add workers, or use fewer factors. Then " + _HINT
 
 _changing_config = threading.Lock()
+
+
+class ExchangeError(ClusterError):
+    """Workers that do something together have lost one of them, or cannot reach each other."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,18 @@ class Cluster:
                 time.sleep(_LOOK_SECONDS / 10)
         return found
 
-    def submit(self, function: Callable[..., Any], *args: Any, on: str | None = None) -> Future:
-        """Have a worker call a function: the one ``on`` an address, if it is there, or any."""
-        where = {} if on is None else {"workers": [on], "allow_other_workers": True}
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        on: str | None = None,
+        only: bool = False,
+    ) -> Future:
+        """Have a worker call a function: the one ``on`` an address, if it is there, or any.
+
+        With ``only`` none but that one, so that the task waits for ever if it is gone.
+        """
+        where = {} if on is None else {"workers": [on], "allow_other_workers": not only}
         with self._told_plainly(), _large_graphs():
             self._check()
             return self.client.submit(function, *args, pure=False, **where)
@@ -77,14 +90,15 @@ class Cluster:
             futures: list[Future] = self.client.compute(list(delayed))
             return futures
 
-    def collect(self, futures: Sequence[Future]) -> list[Any]:
+    def collect(self, futures: Sequence[Future], needed: Sequence[str] = ()) -> list[Any]:
         """Return the results of tasks, and see meanwhile whether there is anyone to compute them.
 
-        Errors of tasks end the waiting, and all of these futures.
+        Errors of tasks end the waiting, and all of these futures. So does the loss of a worker that
+        is ``needed``, with an :class:`ExchangeError`.
         """
         with self._told_plainly():
             self._check()
-            self._wait(futures)
+            self._wait(futures, needed)
             try:
                 return self._fetch(futures)
             except Exception as error:
@@ -94,7 +108,14 @@ class Cluster:
                     raise _OfTask from error
                 raise
 
-    def _wait(self, futures: Sequence[Future]) -> None:
+    def call_on(self, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> None:
+        """Call a short function on workers beside their tasks, on those that can be reached."""
+        there = [each for each in workers if each in self.client.nthreads()]
+        if there:
+            with suppress(Exception):
+                self.client.run(function, *args, workers=there, on_error="ignore")
+
+    def _wait(self, futures: Sequence[Future], needed: Sequence[str]) -> None:
         until = self._until()
         while any(future.status == "pending" for future in futures):
             if any(future.status == "error" for future in futures):
@@ -102,6 +123,8 @@ class Cluster:
             with self.client.as_current(), suppress(TimeoutError):
                 wait(futures, timeout=_LOOK_SECONDS)
                 return
+            if not self.client.nthreads().keys() >= set(needed):
+                raise ExchangeError(f"a worker was lost; {_HINT}")
             until = self._look(until)
 
     def _fetch(self, futures: Sequence[Future]) -> list[Any]:

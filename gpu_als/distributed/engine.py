@@ -4,31 +4,41 @@ A half-sweep is one task for each range of rows: it gathers the other side, solv
 keeps them. What a fit is at any moment is a graph of such tasks, so whatever is lost with a worker
 is computed again by Dask from what is left, and comes out the same. Now and then factors pass
 through the client, and the graph begins anew from there, lest a loss cost the work of hours.
+
+Where all workers have a GPU of their own and NCCL, a half-sweep gathers the other side by it. Then
+tasks need one another at the same time, and none can be computed again by itself. If one is lost,
+the fit goes back to the factors that passed through the client last, and on from there by tasks of
+the first kind, which find the same.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
+import dask
 import numpy as np
 from distributed import Future
 
 from gpu_als.backends import BackendChoice
 from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.distributed.cluster import Cluster
+from gpu_als.distributed.cluster import Cluster, ExchangeError
+from gpu_als.distributed.nccl import Group
 from gpu_als.distributed.side import DaskSide, rows_of
 from gpu_als.distributed.sources import Source
-from gpu_als.distributed.tasks import HowToSolve, describe_device
+from gpu_als.distributed.tasks import Device, HowToSolve, describe_device
 from gpu_als.engine import Factors, Model, Solvers, Sweeps
-from gpu_als.errors import BackendError
+from gpu_als.errors import BackendError, ClusterWarning
 from gpu_als.objectives import Objective
 
 __all__ = ["DaskEngine"]
+
+T = TypeVar("T")
 
 _SECURE_SECONDS = 60.0
 """After how much work factors pass through the client: about what a lost worker costs at most."""
@@ -76,10 +86,12 @@ class DaskEngine:
         workers = cluster.workers()
         asked = [cluster.submit(describe_device, choice, on=each) for each in workers]
         try:
-            found = Counter(cluster.collect(asked))
+            found: list[Device] = cluster.collect(asked)
         except BackendError as error:
             raise BackendError(f"a worker says: {error}") from error
-        self.device = "Dask: " + ", ".join(f"{n} x {device}" for device, n in found.items())
+        self._gpus = {device.worker: device.gpu for device in found}
+        number = Counter(device.name for device in found)
+        self.device = "Dask: " + ", ".join(f"{n} x {name}" for name, n in number.items())
 
     @contextmanager
     def start(self, model: Model, solvers: Solvers, copies: int) -> Iterator[Sweeps]:
@@ -91,55 +103,120 @@ class DaskEngine:
             how = HowToSolve(solver, model.bias, self.choice, has_base)
             what = self.objective, self.n_factors, how
             sides.append(DaskSide(self.cluster, self.source, number, *what, workers))
+        sweeps = _DaskSweeps((sides[0], sides[1]))
         try:
-            for side, factors in zip(sides, model.factors, strict=True):
-                side.put(factors)
-            yield _DaskSweeps((sides[0], sides[1]))
+            sweeps.begin(model.factors, self._form_group(sides))
+            yield sweeps
         finally:
-            for side in sides:
-                side.release()
+            sweeps.end()
+
+    def _form_group(self, sides: Sequence[DaskSide]) -> Group | None:
+        """Have workers exchange factors by NCCL, if each has a GPU and a range of both sides."""
+        homes = sides[0].homes
+        gpus = {self._gpus.get(home) for home in homes}
+        apt = None not in gpus and len(gpus) == len(homes) > 1 and sides[1].homes == homes
+        if not apt or not dask.config.get("gpu-als.nccl", True):
+            return None
+        try:
+            return Group.form(self.cluster, homes, self.choice)
+        except ExchangeError as error:
+            _warn(error)
+            return None
 
 
 class _DaskSweeps:
-    """A state is a list of futures of pieces, or an array, for each side."""
+    """A state is a list of futures of pieces, or an array, for each side.
+
+    With a group only arrays outlast the next half-sweep.
+    """
 
     def __init__(self, sides: tuple[DaskSide, DaskSide]) -> None:
         self._sides, self._cluster = sides, sides[0].cluster
         self._workspace = 0
         self._secure_at = time.monotonic() + _SECURE_SECONDS
+        self._group: Group | None = None
+        # With a group: factors that the client has, and the half-sweeps since.
+        self._safe: Factors = (None, None)
+        self._since: list[int] = []
+
+    def begin(self, factors: Factors, group: Group | None) -> None:
+        """Give workers the factors to begin with."""
+        self._safe, self._group = factors, group
+        for side in self._sides:
+            side.group = group
+        self._surely(lambda: self._put(factors))
 
     def half_sweep(self, side: int) -> HalfSweepStats:
         solved, fixed = self._sides[side], self._sides[1 - side]
-        sent = fixed.held
         total = HalfSweepStats()
         try:
-            told = solved.solve(fixed)
+            told = self._surely(lambda: solved.solve(fixed))
         except KeyboardInterrupt:
             # Ctrl-C in a terminal reaches workers that were started there too.
             self._cluster = replace(self._cluster, patience=_PATIENCE_SECONDS)
+            for each_side in self._sides:
+                each_side.cluster = self._cluster
             raise
+        if self._group is not None:
+            self._since.append(side)
         for each in told:
             total.add(each.stats)
             self._workspace = max(self._workspace, each.workspace)
         # What each worker has fetched from others, be it one range of rows that it solved or two.
         solvers = {each.worker for each in solved.held}
-        total.transferred = sum(each.nbytes * len(solvers - {each.worker}) for each in sent)
+        total.transferred = sum(each.nbytes * len(solvers - {each.worker}) for each in fixed.held)
         if time.monotonic() >= self._secure_at:
             self._secure()
         return total
 
     def _secure(self) -> None:
         begin = time.monotonic()
-        for side in self._sides:
-            side.secure()
+        if self._group is None:
+            for side in self._sides:
+                side.secure()
+        else:
+            self._safe, self._since = self.on_host(self.state()), []
         end = time.monotonic()
         self._secure_at = end + max(_SECURE_SECONDS, (end - begin) / _SECURE_SHARE)
+
+    def _surely(self, act: Callable[[], T]) -> T:
+        """Do something with the group, or without it if that fails."""
+        if self._group is not None:
+            try:
+                return act()
+            except ExchangeError as error:
+                self._do_without_group(error)
+        return act()
+
+    def _do_without_group(self, error: ExchangeError) -> None:
+        _warn(error)
+        self._leave()
+        self._put(self._safe)
+        for side in self._since:
+            self._sides[side].solve(self._sides[1 - side])
+
+    def _put(self, factors: Factors) -> None:
+        for side, own in zip(self._sides, factors, strict=True):
+            side.put(own)
+
+    def _leave(self) -> None:
+        if self._group is not None:
+            self._group.leave(self._cluster)
+        for side in self._sides:
+            side.group = None
+        self._group = None
+
+    def end(self) -> None:
+        """Let go of everything that workers hold."""
+        for side in self._sides:
+            side.release()
+        self._leave()
 
     def state(self) -> tuple[list[Future], list[Future]]:
         return self._sides[0].pieces, self._sides[1].pieces
 
     def copy(self, state: Any) -> Any:
-        return state
+        return state if self._group is None else self.on_host(state)
 
     def take(self, factors: Factors) -> Factors:
         return factors
@@ -148,13 +225,22 @@ class _DaskSweeps:
         return self.on_host(state)
 
     def on_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        users, items = (
-            each if isinstance(each, np.ndarray) else rows_of(self._cluster, each) for each in state
-        )
-        return users, items
+        if isinstance(state[0], np.ndarray):
+            return state[0], state[1]
+        if self._group is not None:
+            return self._surely(lambda: (self._sides[0].rows(), self._sides[1].rows()))
+        return rows_of(self._cluster, state[0]), rows_of(self._cluster, state[1])
 
     def workspace_bytes(self) -> int:
         return self._workspace
+
+
+def _warn(error: ExchangeError) -> None:
+    warnings.warn(
+        f"factors do not go by NCCL from here on, but as Dask sends data: {error}",
+        ClusterWarning,
+        stacklevel=2,
+    )
 
 
 def _check_client(choice: BackendChoice) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from distributed import Future
 
 from gpu_als.distributed.balance import cut_by_work, homes, work_of_rows
 from gpu_als.distributed.cluster import Cluster
+from gpu_als.distributed.nccl import Group
 from gpu_als.distributed.sources import Source
 from gpu_als.distributed.tasks import (
     HowToSolve,
@@ -19,7 +21,9 @@ from gpu_als.distributed.tasks import (
     gram_of,
     join,
     make_part,
+    rows_of_piece,
     solve,
+    solve_together,
     sum_grams,
     tell,
 )
@@ -47,10 +51,16 @@ class DaskSide:
 
     Attributes
     ----------
+    bounds : tuple of int
+        Where the ranges begin, and the number of rows.
+    homes : list of str
+        The worker of each range.
     pieces : list of Future
         The present factors.
     held : list of Told
         Who made each piece, and its size.
+    group : Group or None
+        Workers that exchange factors by NCCL, each with one range, in the order of their ranks.
     """
 
     def __init__(
@@ -65,24 +75,31 @@ class DaskSide:
     ) -> None:
         self.cluster, self._how = cluster, how
         work = work_of_rows(source.counts()[number], n_factors)
-        self._bounds = cut_by_work(work, len(workers))
-        self._homes = homes([None] * (len(self._bounds) - 1), workers)
+        self.bounds = cut_by_work(work, len(workers))
+        self.homes = homes([None] * (len(self.bounds) - 1), workers)
         what = _NAMES[number], objective, n_factors, how.backend, source.shape
         self._parts = []
-        for home, (first, last) in zip(self._homes, pairwise(self._bounds), strict=True):
+        for home, (first, last) in zip(self.homes, pairwise(self.bounds), strict=True):
             rows = source.rows(cluster, number, first, last)
             self._parts.append(cluster.submit(make_part, rows, *what, on=home))
         self.pieces: list[Future] = []
         self.held: list[Told] = []
         self._coming: list[Future] = []
         self._is_secure = False
+        self.group: Group | None = None
 
     def put(self, factors: np.ndarray) -> None:
         """Set the factors, shape (n_rows, k)."""
-        ranges = zip(self._homes, pairwise(self._bounds), strict=True)
+        together = self.group is not None
+        ranges = zip(self.homes, pairwise(self.bounds), strict=True)
         self._coming = [
             self.cluster.submit(
-                first_piece, np.ascontiguousarray(factors[first:last]), self._how, on=home
+                first_piece,
+                np.ascontiguousarray(factors[first:last]),
+                self._how,
+                together,
+                on=home,
+                only=together,
             )
             for home, (first, last) in ranges
         ]
@@ -92,22 +109,36 @@ class DaskSide:
     def solve(self, fixed: DaskSide) -> list[Told]:
         """Run a half-sweep with the other side held."""
         submit = self.cluster.submit
-        self._homes = homes(self._homes, self.cluster.workers())
         gram = None
         if self._how.wants_gram:
-            gram = submit(sum_grams, [submit(gram_of, piece) for piece in fixed.pieces])
-        self._coming = [
-            submit(solve, part, former, fixed.pieces, gram, self._how, on=home)
-            for part, former, home in zip(self._parts, self.pieces, self._homes, strict=True)
-        ]
+            gram = submit(sum_grams, fixed._of_each(gram_of, fixed.pieces))
+        if self.group is None:
+            self.homes = homes(self.homes, self.cluster.workers())
+            self._coming = [
+                submit(solve, part, former, fixed.pieces, gram, self._how, on=home)
+                for part, former, home in zip(self._parts, self.pieces, self.homes, strict=True)
+            ]
+        else:
+            exchange = self._how, self.group.token, fixed.bounds
+            each = zip(self._parts, self.pieces, fixed.pieces, self.homes, strict=True)
+            self._coming = [
+                submit(solve_together, part, former, own, gram, *exchange, on=home, only=True)
+                for part, former, own, home in each
+            ]
         self._is_secure = False
         self._arrive()
         return self.held
 
+    def rows(self) -> np.ndarray:
+        """Return the present factors."""
+        if self.group is None:
+            return rows_of(self.cluster, self.pieces)
+        return join(self._collect(self._of_each(rows_of_piece, self.pieces)))
+
     def secure(self) -> None:
         """Have the factors no longer depend on earlier ones, if they do."""
         if not self._is_secure:
-            self.put(rows_of(self.cluster, self.pieces))
+            self.put(self.rows())
 
     def release(self) -> None:
         """Let go of everything that workers hold, even if an error keeps this object."""
@@ -115,11 +146,24 @@ class DaskSide:
             future.release()
 
     def _arrive(self) -> None:
-        self.held = self.cluster.collect([self.cluster.submit(tell, each) for each in self._coming])
+        self.held = self._collect(self._of_each(tell, self._coming))
         self.pieces, self._coming = self._coming, []
+
+    def _of_each(self, function: Callable[[Piece], Any], pieces: Sequence[Future]) -> list[Future]:
+        """Have a function of each piece; one on a GPU stays there."""
+        submit = self.cluster.submit
+        if self.group is None:
+            return [submit(function, piece) for piece in pieces]
+        return [
+            submit(function, piece, on=home, only=True)
+            for piece, home in zip(pieces, self.homes, strict=True)
+        ]
+
+    def _collect(self, futures: Sequence[Future]) -> list[Any]:
+        return self.cluster.collect(futures, needed=self.group.members if self.group else ())
 
 
 def rows_of(cluster: Cluster, pieces: Sequence[Future]) -> np.ndarray:
-    """Return pieces as one array of this process."""
+    """Return pieces on the host as one array of this process."""
     found: list[Piece] = cluster.collect(pieces)
-    return join([piece.rows for piece in found])
+    return join([np.asarray(piece.rows) for piece in found])

@@ -18,6 +18,7 @@ from gpu_als.backends import BackendChoice
 from gpu_als.backends.frame import gram
 from gpu_als.backends.ops import Backend
 from gpu_als.backends.stats import HalfSweepStats
+from gpu_als.distributed.nccl import OnGpu, gather, gpu_for_nccl
 from gpu_als.engine import Model, OnDevice, fit_to_device
 from gpu_als.objectives import Objective
 from gpu_als.row_problem import RowProblem, SparseRows
@@ -26,8 +27,8 @@ from gpu_als.solvers import Solver
 from gpu_als.solving import solve_parts
 
 __all__ = [
-    "HowToSolve", "Part", "Piece", "Told", "describe_device", "first_piece", "gram_of", "join",
-    "make_part", "solve", "sum_grams", "tell",
+    "Device", "HowToSolve", "Part", "Piece", "Told", "describe_device", "first_piece", "gram_of",
+    "join", "make_part", "rows_of_piece", "solve", "solve_together", "sum_grams", "tell",
 ]  # fmt: skip
 
 _one_at_a_time = threading.Lock()
@@ -39,7 +40,8 @@ class Piece(NamedTuple):
 
     Attributes
     ----------
-    rows : array, shape (n, k)
+    rows : array, shape (n, k), or OnGpu
+        On the host, or on the GPU of the worker that made it.
     gram : float64 array, shape (k, k), or None
         ``rows^T rows``, where the other side's half-sweep will want the sum of all.
     stats : HalfSweepStats
@@ -49,7 +51,7 @@ class Piece(NamedTuple):
         The address of the worker that made it.
     """
 
-    rows: np.ndarray
+    rows: np.ndarray | OnGpu
     gram: np.ndarray | None
     stats: HalfSweepStats
     workspace: int
@@ -134,10 +136,13 @@ def make_part(
     return Part(Side(name, objective, rows, n_factors, elements), shape)
 
 
-def first_piece(rows: np.ndarray, how: HowToSolve) -> Piece:
+def first_piece(rows: np.ndarray, how: HowToSolve, on_gpu: bool = False) -> Piece:
     """Return a piece of the factors that a fit begins with."""
     backend = how.get_backend()
-    return Piece(rows, _gram(backend, rows, how), HalfSweepStats(), 0, get_worker().address)
+    with backend.session():
+        held = backend.from_host(rows)
+        own = _gram(backend, held, how)
+    return Piece(OnGpu(held) if on_gpu else rows, own, HalfSweepStats(), 0, get_worker().address)
 
 
 def solve(
@@ -162,20 +167,65 @@ def solve(
     """
     backend = how.get_backend()
     with _one_at_a_time, backend.session():
-        held = backend.from_host(join([piece.rows for piece in fixed]))
-        solved = backend.from_host(former.rows.copy())
-        stats = solve_parts(
-            backend,
-            part.problems(backend, former.rows.dtype),
-            held,
-            solved,
-            how.solver,
-            bias=how.bias,
-            gram=None if fixed_gram is None else backend.from_host(fixed_gram),
-        )
-        own = _gram(backend, solved, how)
-        held_bytes = backend.workspace_bytes()
-        return Piece(backend.to_host(solved), own, stats, held_bytes, get_worker().address)
+        held = backend.from_host(join([_on_host(piece) for piece in fixed]))
+        solved = backend.from_host(_on_host(former).copy())
+        piece = _solve(backend, part, solved, held, fixed_gram, how)
+        return piece._replace(rows=backend.to_host(solved))
+
+
+def solve_together(
+    part: Part,
+    former: Piece,
+    own: Piece,
+    fixed_gram: np.ndarray | None,
+    how: HowToSolve,
+    token: str,
+    bounds: Sequence[int],
+) -> Piece:
+    """Do what :func:`solve` does while all members of a group do it, with no way through hosts.
+
+    Parameters
+    ----------
+    own : Piece
+        What this worker has of the other side, on its GPU as the former factors are.
+    token, bounds
+        As :func:`~gpu_als.distributed.nccl.gather` takes them.
+    """
+    assert isinstance(former.rows, OnGpu)
+    assert isinstance(own.rows, OnGpu)
+    backend = how.get_backend()
+    with _one_at_a_time, backend.session():
+        held = gather(token, own.rows.array, bounds)
+        solved = former.rows.array.copy()
+        piece = _solve(backend, part, solved, held, fixed_gram, how)
+        return piece._replace(rows=OnGpu(solved))
+
+
+def _solve(
+    backend: Backend,
+    part: Part,
+    solved: Any,
+    held: Any,
+    fixed_gram: np.ndarray | None,
+    how: HowToSolve,
+) -> Piece:
+    """Solve in place; return the piece, in which the rows stand as they are."""
+    stats = solve_parts(
+        backend,
+        part.problems(backend, solved.dtype),
+        held,
+        solved,
+        how.solver,
+        bias=how.bias,
+        gram=None if fixed_gram is None else backend.from_host(fixed_gram),
+    )
+    own = _gram(backend, solved, how)
+    return Piece(solved, own, stats, backend.workspace_bytes(), get_worker().address)
+
+
+def rows_of_piece(piece: Piece) -> np.ndarray:
+    """Return a piece's factors on the host."""
+    return _on_host(piece)
 
 
 class Told(NamedTuple):
@@ -219,16 +269,35 @@ def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
+def _on_host(piece: Piece) -> np.ndarray:
+    rows = piece.rows
+    return rows.to_host() if isinstance(rows, OnGpu) else rows
+
+
 def _gram(backend: Backend, rows: Any, how: HowToSolve) -> np.ndarray | None:
-    if not how.wants_gram:
-        return None
-    with backend.session():
-        return backend.to_host(gram(backend, backend.from_host(rows)))
+    return backend.to_host(gram(backend, rows)) if how.wants_gram else None
 
 
-def describe_device(choice: BackendChoice) -> str:
-    """Return the device of this worker in words."""
-    return _backend_here(choice).device
+class Device(NamedTuple):
+    """What a worker solves rows on.
+
+    Attributes
+    ----------
+    worker : str
+    name : str
+    gpu : str or None
+        See :func:`gpu_als.distributed.nccl.gpu_for_nccl`.
+    """
+
+    worker: str
+    name: str
+    gpu: str | None
+
+
+def describe_device(choice: BackendChoice) -> Device:
+    """Return the device of this worker."""
+    backend = _backend_here(choice)
+    return Device(get_worker().address, backend.device, gpu_for_nccl(backend))
 
 
 def _backend_here(choice: BackendChoice) -> Backend:

@@ -195,7 +195,7 @@ def fetched_pieces(dask_worker):
         size
         for fetched in dask_worker.transfer_incoming_log
         for key, size in fetched["keys"].items()
-        if key.startswith(("solve-", "first_piece-"))
+        if key.startswith(("solve", "first_piece-"))
     ]
 
 

@@ -70,11 +70,11 @@ def test_an_interrupt_keeps_the_factors_of_the_last_whole_half_sweeps(client, mo
     data = DaskInteractions(client, DATA)
     collect, sent = cluster.Cluster.collect, []
 
-    def interrupted(self, futures):
+    def interrupted(self, futures, needed=()):
         if model.report_ is not None and model.report_.iterations == 1 and not sent:
             sent.append(True)
             os.kill(os.getpid(), signal.SIGINT)
-        return collect(self, futures)
+        return collect(self, futures, needed)
 
     model = implicit()
     monkeypatch.setattr(cluster.Cluster, "collect", interrupted)
