@@ -280,7 +280,7 @@ def peak_megabytes(*arguments, **filters):
 
 @pytest.mark.parametrize("order", ["mixed", "rising", "falling", "equal"])
 def test_memory_is_that_of_a_few_tiles(order):
-    """480 users x 300,000 items are 576 MB of scores, and 6 MB a tile."""
+    """480 users x 300,000 items are 576 MB of scores, and 3 MB a tile."""
     number = np.arange(300_000, dtype=np.float32)
     column = {
         "mixed": np.random.default_rng(75).permutation(number),
@@ -314,4 +314,4 @@ def test_tiles_are_bounded_and_whole(n_users, n_items, n_best):
     assert width % (length * group) == 0
     assert length % fold == 0
     assert width // (length * group) >= n_best  # what a floor needs
-    assert min(height, n_users) * width <= 2 * max(3 << 19, 4 * n_best)
+    assert min(height, n_users) * width <= 2 * max(3 << 18, 4 * n_best)

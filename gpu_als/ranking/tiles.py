@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 __all__ = ["Cut", "block_height", "cut"]
 
-_TILE_ELEMENTS = 3 << 19
-"""Scores in a tile: 6 MB of float32. Smaller tiles are more, larger ones leave the cache."""
+_TILE_ELEMENTS = 3 << 18
+"""Scores in a tile: 3 MB of float32. Smaller tiles are more; with 6 MB the products alone take a
+tenth longer at k = 128, and a fifth at k = 64."""
 _MOST_USERS, _FEWEST_USERS = 480, 64
 """Of a block. Products and maxima are fast with many users, from about 256 on; a power of two
 would put columns of a tile into few sets of a cache."""
@@ -19,9 +20,9 @@ _BLOCKS = 4
 """Blocks come in multiples of it, so that the usual numbers of threads end together."""
 _LANES = 16
 """Heights are rounded up to it: rows of a tile are then whole cache lines."""
-_WIDEST, _NARROWEST = 64, 4
+_WIDEST, _NARROWEST = 32, 4
 """Items of a tile for each of the best: where users are enough, and at least."""
-_GROUPS, _STRIPS = 2, 6
+_GROUPS, _STRIPS = 2, 4
 """Groups of a tile for each of the best, and strips of a group."""
 _SHORTEST = 8
 """Shorter lists are cut like lists of so many."""
