@@ -11,6 +11,7 @@ import dask
 import numpy as np
 from distributed import Client, LocalCluster
 from distributed.core import Status
+from distributed.diagnostics.plugin import SchedulerPlugin
 from test_streaming import interactions
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS
@@ -65,6 +66,17 @@ def wait_until(condition, seconds=60):
     while not condition():
         assert time.monotonic() < until, "waited too long"
         time.sleep(0.02)
+
+
+def all_are_back(client, n_workers=2):
+    """Wait for so many workers, and until their nannies would not mind if they were killed."""
+
+    def are_back():
+        nannies = client.cluster.workers.values()
+        running = [nanny for nanny in nannies if nanny.status == Status.running]
+        return len(client.nthreads()) == len(running) == len(nannies) == n_workers
+
+    wait_until(are_back)
 
 
 def difference(found, expected):
@@ -208,3 +220,15 @@ async def steal_no_tasks(dask_scheduler):
 
 async def steal_tasks(dask_scheduler):
     await dask_scheduler.extensions["stealing"].start()
+
+
+class CountSolves(SchedulerPlugin):
+    """Counts tasks that have solved rows, on whatever worker and however often."""
+
+    name = "count solves"
+
+    def __init__(self):
+        self.solves = 0
+
+    def transition(self, key, start, finish, *args, **kwargs):
+        self.solves += finish == "memory" and str(key).startswith("solve")

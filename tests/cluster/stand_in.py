@@ -6,8 +6,12 @@ import fake_cupy
 import fake_nccl
 
 from gpu_als import backends
+from gpu_als.distributed import nccl
+
+PATIENCE_SECONDS = nccl._PATIENCE_SECONDS
 
 _installed = ExitStack()
+_usual = dict(vars(fake_nccl.NcclCommunicator)), fake_cupy.Device.pci_bus_id
 
 
 def dask_setup(worker):
@@ -20,6 +24,14 @@ def dask_setup(worker):
 
 
 # What tests do to workers
+
+
+def leave_alone():
+    methods, fake_cupy.Device.pci_bus_id = _usual
+    for name in ("__init__", "broadcast", "error"):
+        setattr(fake_nccl.NcclCommunicator, name, methods[name])
+    fake_nccl.available = True
+    nccl._PATIENCE_SECONDS = PATIENCE_SECONDS
 
 
 def broadcasts():

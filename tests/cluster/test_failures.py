@@ -15,17 +15,17 @@ from types import SimpleNamespace
 
 import pytest
 from distributed import Client, Future
-from distributed.core import Status
-from distributed.diagnostics.plugin import SchedulerPlugin
 from test_checkpoint import assert_same
 
 from cluster.common import (
     DATA,
+    CountSolves,
     DieOnce,
     FullDisk,
     RunOutOfMemory,
     Swell,
     WaitFor,
+    all_are_back,
     count_solves,
     difference,
     explicit,
@@ -47,17 +47,6 @@ from gpu_als.errors import ClusterError, ReadError
 
 two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
 ITERATIONS = 4
-
-
-def all_are_back(client, n_workers=2):
-    """Wait for so many workers, and until their nannies would not mind if they were killed."""
-
-    def are_back():
-        nannies = client.cluster.workers.values()
-        running = [nanny for nanny in nannies if nanny.status == Status.running]
-        return len(client.nthreads()) == len(running) == len(nannies) == n_workers
-
-    wait_until(are_back)
 
 
 def addresses(client):
@@ -153,18 +142,6 @@ def test_a_worker_killed_late_costs_little(two, monkeypatch, tmp_path):
     assert (tmp_path / "died").exists()
     planned = 2 * 2 * iterations
     assert planned <= counter.solves <= planned + 3
-
-
-class CountSolves(SchedulerPlugin):
-    """Counts tasks that have solved rows, on whatever worker and however often."""
-
-    name = "count solves"
-
-    def __init__(self):
-        self.solves = 0
-
-    def transition(self, key, start, finish, *args, **kwargs):
-        self.solves += finish == "memory" and str(key).startswith("solve-")
 
 
 @two_workers

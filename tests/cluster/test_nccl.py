@@ -3,9 +3,16 @@
 With real GPUs it takes several of them, and has not been run.
 """
 
+import os
+import shutil
+import signal
+import tempfile
 import threading
 import time
 import warnings
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
 
 import dask
 import fake_nccl
@@ -18,7 +25,9 @@ from cluster import stand_in
 from cluster.common import (
     DATA,
     HELD_OUT,
+    CountSolves,
     DieOnce,
+    all_are_back,
     count_solves,
     difference,
     explicit,
@@ -27,8 +36,8 @@ from cluster.common import (
     fit_on,
     forget_fetched,
     implicit,
+    leave_alone,
     local_cluster,
-    number_of_solves,
     wait_until,
 )
 from gpu_als import StopTraining
@@ -43,12 +52,26 @@ MAKE = {
 }
 
 
+@pytest.fixture(scope="module")
+def cluster_of_gpus():
+    """Yield a function that returns a client of so many workers with stand-ins for GPUs."""
+    preload = {"preload": ["cluster.stand_in"]}
+    with ExitStack() as stack:
+        yield cache(lambda number: stack.enter_context(local_cluster(number, **preload)))
+    for folder in Path(tempfile.gettempdir()).glob(f"fake_nccl-{os.getuid()}-*"):
+        shutil.rmtree(folder)
+
+
 @pytest.fixture
-def gpus(request):
-    """Yield a client of two workers with stand-ins for GPUs, or of as many as a test wants."""
-    with local_cluster(getattr(request, "param", 2), preload=["cluster.stand_in"]) as client:
-        yield client
-        assert not any(client.run(lambda: nccl._member is not None).values())
+def gpus(request, cluster_of_gpus):
+    """Yield a client of two workers, or of as many as a test wants, with nothing left behind."""
+    number = getattr(request, "param", 2)
+    client = cluster_of_gpus(number)
+    yield client
+    all_are_back(client, number)
+    assert not any(client.run(lambda: nccl._member is not None).values())
+    client.run(leave_alone)
+    client.run(stand_in.leave_alone)
 
 
 def by_dask(client, model, data=DATA, **how):
@@ -128,20 +151,20 @@ def test_a_member_lost_between_half_sweeps_costs_those_since_factors_were_secure
     monkeypatch.setattr(engine, "_SECURE_SECONDS", 0)
     monkeypatch.setattr(engine, "_SECURE_SHARE", 1e9)
     expected = by_dask(gpus, implicit(use_gpu=None, iterations=5))
-    gpus.run(count_solves)
+    counter = CountSolves()
+    gpus.cluster.scheduler.add_plugin(counter)
 
     def kill(iteration, *_):
         if iteration == 2:
             (victim,) = one_of(gpus)
-            gpus.cluster.scheduler.close_worker_later = victim
-            gpus.retire_workers([victim])
+            os.kill(gpus.run(os.getpid)[victim], signal.SIGKILL)
             wait_until(lambda: victim not in gpus.nthreads())
 
     with pytest.warns(ClusterWarning, match="a worker was lost"):
         found = fit_on(gpus, implicit(use_gpu=None, iterations=5), callback=kill)
     assert difference(found, expected) == 0
-    # Two iterations of two ranges each remain, and nothing is done again.
-    assert sum(gpus.run(number_of_solves).values()) <= 2 * 2 * 5
+    gpus.cluster.scheduler.remove_plugin(counter.name)
+    assert counter.solves == 2 * 2 * 5  # nothing is done again
 
 
 def test_gpus_that_nccl_does_not_connect(gpus):
