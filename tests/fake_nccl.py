@@ -27,14 +27,14 @@ class NcclError(RuntimeError):
     """What CuPy raises for NCCL."""
 
 
-def get_unique_id() -> tuple[int, ...]:
-    name = uuid.uuid4().hex.encode().ljust(IDENTITY_BYTES, b"\0")
-    _folder(tuple(name)).mkdir()
-    return tuple(name)
+def get_unique_id() -> bytes:
+    identity = uuid.uuid4().hex.encode().ljust(IDENTITY_BYTES, b"\0")
+    _folder(identity).mkdir()
+    return identity
 
 
-def _folder(identity: tuple[int, ...]) -> Path:
-    name = bytes(identity).rstrip(b"\0").decode()
+def _folder(identity: bytes) -> Path:
+    name = identity.rstrip(b"\0").decode()
     return Path(tempfile.gettempdir()) / f"fake_nccl-{os.getuid()}-{name}"
 
 
@@ -54,7 +54,7 @@ class NcclCommunicator:
     error: Exception | None = None
     """What members find when they look for errors."""
 
-    def __init__(self, ndev: int, commId: tuple[int, ...], rank: int) -> None:
+    def __init__(self, ndev: int, commId: bytes, rank: int) -> None:
         assert len(commId) == IDENTITY_BYTES
         self._folder, self._rank, self._number = _folder(commId), rank, 0
         self._aborted = False

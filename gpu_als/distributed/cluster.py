@@ -25,6 +25,8 @@ _LOOK_SECONDS = 2.0
 """How often to look whether the cluster is still there."""
 _PATIENCE_SECONDS = 60.0
 """How long to wait for a worker when there is none."""
+_CALL_SECONDS = 5.0
+"""How long to wait for a short function beside the tasks."""
 _HINT = (
     "with fit(..., checkpoint=FILE) the state of the last iteration is in that file, and "
     "resume=True goes on from it"
@@ -93,14 +95,14 @@ class Cluster:
     def collect(self, futures: Sequence[Future], needed: Sequence[str] = ()) -> list[Any]:
         """Return the results of tasks, and see meanwhile whether there is anyone to compute them.
 
-        Errors of tasks end the waiting, and all of these futures. So does the loss of a worker that
-        is ``needed``, with an :class:`ExchangeError`.
+        Errors of tasks end the waiting, and all of these futures. It ends too, with an
+        :class:`ExchangeError`, when a worker that is ``needed`` takes no tasks any more.
         """
         with self._told_plainly():
             self._check()
             self._wait(futures, needed)
             try:
-                return self._fetch(futures)
+                return self._fetch(futures, needed)
             except Exception as error:
                 if any(future.status == "error" for future in futures):
                     for future in futures:
@@ -110,10 +112,18 @@ class Cluster:
 
     def call_on(self, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> None:
         """Call a short function on workers beside their tasks, on those that can be reached."""
-        there = [each for each in workers if each in self.client.nthreads()]
-        if there:
+
+        def call() -> None:
             with suppress(Exception):
-                self.client.run(function, *args, workers=there, on_error="ignore")
+                known = self.client.nthreads()
+                there = [each for each in workers if each in known]
+                if there:
+                    self.client.run(function, *args, workers=there, on_error="ignore")
+
+        if self.client.status == "running":
+            calling = threading.Thread(target=call, daemon=True)  # which may hang with a worker
+            calling.start()
+            calling.join(_CALL_SECONDS)
 
     def _wait(self, futures: Sequence[Future], needed: Sequence[str]) -> None:
         until = self._until()
@@ -123,18 +133,16 @@ class Cluster:
             with self.client.as_current(), suppress(TimeoutError):
                 wait(futures, timeout=_LOOK_SECONDS)
                 return
-            if not self.client.nthreads().keys() >= set(needed):
-                raise ExchangeError(f"a worker was lost; {_HINT}")
-            until = self._look(until)
+            until = self._look(until, needed)
 
-    def _fetch(self, futures: Sequence[Future]) -> list[Any]:
+    def _fetch(self, futures: Sequence[Future], needed: Sequence[str]) -> list[Any]:
         """Return results that are there, or were just now."""
         until, loop = self._until(), cast(Any, self.client.loop)
         coming = self.client.gather(list(futures), asynchronous=True)
         fetching = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
         try:
             while not wait_for([fetching], _LOOK_SECONDS).done:
-                until = self._look(until)
+                until = self._look(until, needed)
             found: list[Any] = fetching.result()
             return found
         finally:
@@ -158,8 +166,10 @@ class Cluster:
     def _until(self) -> float:
         return time.monotonic() + (_PATIENCE_SECONDS if self.patience is None else self.patience)
 
-    def _look(self, until: float) -> float:
+    def _look(self, until: float, needed: Sequence[str]) -> float:
         """Return until when to wait; see :meth:`_lose_patience`."""
+        if not self._running().keys() >= set(needed):
+            raise ExchangeError("a worker was lost, or paused because its memory is nearly full")
         if self._goes_on():
             return self._until()
         self._lose_patience(until)

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import dask
 import numpy as np
-from distributed import Future
 
 from gpu_als.backends import BackendChoice
 from gpu_als.backends.stats import HalfSweepStats
@@ -117,6 +116,8 @@ class DaskEngine:
         apt = None not in gpus and len(gpus) == len(homes) > 1 and sides[1].homes == homes
         if not apt or not dask.config.get("gpu-als.nccl", True):
             return None
+        for side in sides:
+            side.load()  # from then on workers do the same at the same time
         try:
             return Group.form(self.cluster, homes, self.choice)
         except ExchangeError as error:
@@ -127,7 +128,8 @@ class DaskEngine:
 class _DaskSweeps:
     """A state is a list of futures of pieces, or an array, for each side.
 
-    With a group only arrays outlast the next half-sweep.
+    None is the present state, whatever that is by the time it is looked at. With a group none but
+    arrays outlast it.
     """
 
     def __init__(self, sides: tuple[DaskSide, DaskSide]) -> None:
@@ -138,6 +140,7 @@ class _DaskSweeps:
         # With a group: factors that the client has, and the half-sweeps since.
         self._safe: Factors = (None, None)
         self._since: list[int] = []
+        self._goes_back = False
 
     def begin(self, factors: Factors, group: Group | None) -> None:
         """Give workers the factors to begin with."""
@@ -175,7 +178,7 @@ class _DaskSweeps:
             for side in self._sides:
                 side.secure()
         else:
-            self._safe, self._since = self.on_host(self.state()), []
+            self._safe, self._since = self.on_host(None), []
         end = time.monotonic()
         self._secure_at = end + max(_SECURE_SECONDS, (end - begin) / _SECURE_SHARE)
 
@@ -190,10 +193,12 @@ class _DaskSweeps:
 
     def _do_without_group(self, error: ExchangeError) -> None:
         _warn(error)
+        self._goes_back = True
         self._leave()
         self._put(self._safe)
         for side in self._since:
             self._sides[side].solve(self._sides[1 - side])
+        self._goes_back, self._safe, self._since = False, (None, None), []
 
     def _put(self, factors: Factors) -> None:
         for side, own in zip(self._sides, factors, strict=True):
@@ -212,11 +217,13 @@ class _DaskSweeps:
             side.release()
         self._leave()
 
-    def state(self) -> tuple[list[Future], list[Future]]:
-        return self._sides[0].pieces, self._sides[1].pieces
+    def state(self) -> None:
+        return None
 
     def copy(self, state: Any) -> Any:
-        return state if self._group is None else self.on_host(state)
+        if state is None and self._group is None:
+            return tuple(side.pieces for side in self._sides)
+        return self.on_host(state)
 
     def take(self, factors: Factors) -> Factors:
         return factors
@@ -225,11 +232,14 @@ class _DaskSweeps:
         return self.on_host(state)
 
     def on_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        if isinstance(state[0], np.ndarray):
-            return state[0], state[1]
-        if self._group is not None:
+        if state is None and self._goes_back:  # and was interrupted
+            state = self._safe
+        if state is None:
             return self._surely(lambda: (self._sides[0].rows(), self._sides[1].rows()))
-        return rows_of(self._cluster, state[0]), rows_of(self._cluster, state[1])
+        users, items = (
+            each if isinstance(each, np.ndarray) else rows_of(self._cluster, each) for each in state
+        )
+        return users, items
 
     def workspace_bytes(self) -> int:
         return self._workspace

@@ -15,27 +15,31 @@ import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from distributed import Future as DaskFuture
+from distributed import get_worker
 
 from gpu_als.backends import BackendChoice
 from gpu_als.backends.ops import Backend
 from gpu_als.distributed.cluster import Cluster, ExchangeError
-from gpu_als.errors import GpuAlsError
 
 __all__ = ["Group", "OnGpu", "gather", "gpu_for_nccl"]
 
 _PATIENCE_SECONDS = 120.0
 """For an exchange, which all members begin at nearly the same time, and for forming a group."""
-_LOOK_SECONDS = 0.02
+_SLOWEST = 20e6
+"""Bytes a second, for which there is patience besides."""
+_LOOK_SECONDS = 0.05
 
 _member: _Member | None = None
 """Of the one group that this worker is in. Exchanges of two groups, begun in another order on
 another worker, would wait for each other."""
-_joining = threading.Lock()
+_changing_member = threading.Lock()
 
 
 class OnGpu:
@@ -70,10 +74,13 @@ class Group:
         What members know the group by.
     members : tuple of str
         Addresses, by rank.
+    places : tuple of Future
+        Each member's place, which is free again when there is no such future any more.
     """
 
     token: str
     members: tuple[str, ...]
+    places: tuple[DaskFuture, ...]
 
     @classmethod
     def form(cls, cluster: Cluster, members: Sequence[str], choice: BackendChoice) -> Group:
@@ -84,24 +91,33 @@ class Group:
         ExchangeError
             NCCL does not connect them, or one of them is a member of another group.
         """
-        group = cls(uuid.uuid4().hex, tuple(members))
+
+        def on_each(function: Callable[..., None], *args: Any) -> tuple[DaskFuture, ...]:
+            return tuple(
+                cluster.submit(function, token, rank, *args, on=each, only=True)
+                for rank, each in enumerate(members)
+            )
+
+        token = uuid.uuid4().hex
+        group = cls(token, tuple(members), on_each(_take_place, choice))
+        connected: tuple[DaskFuture, ...] = ()
         try:
+            cluster.collect(group.places, needed=members)
             first = cluster.submit(_new_identity, on=members[0], only=True)
             (identity,) = cluster.collect([first], needed=members)
-            joined = [
-                cluster.submit(
-                    _join, group.token, identity, len(members), rank, choice, on=each, only=True
-                )
-                for rank, each in enumerate(members)
-            ]
-            cluster.collect(joined, needed=members)
-        except GpuAlsError:
+            connected = on_each(_connect, identity, len(members))
+            cluster.collect(connected, needed=members)
+        except BaseException:
+            for future in connected:
+                future.release()
             group.leave(cluster)
             raise
         return group
 
     def leave(self, cluster: Cluster) -> None:
         """Have every member that is still there give up what it waits for, and leave."""
+        for place in self.places:
+            place.release()
         cluster.call_on(self.members, _leave, self.token)
 
 
@@ -138,41 +154,63 @@ def gather(token: str, own: Any, bounds: Sequence[int]) -> Any:
     ------
     ExchangeError
     """
-    member = _member
-    if member is None or member.token != token:
-        raise ExchangeError("a worker was started anew")
-    return member.gather(own, bounds)
+    return _member_of(token).gather(own, bounds)
 
 
 class _Member:
-    """A worker's part in a group."""
+    """A worker's part in a group.
 
-    def __init__(self, token: str, backend: Backend, rank: int) -> None:
-        self.token = token
+    Parameters
+    ----------
+    token : str
+    place : Key
+        Of the task that took this place.
+    backend : Backend
+    rank : int
+    """
+
+    def __init__(self, token: str, place: Any, backend: Backend, rank: int) -> None:
+        self.token, self.place = token, place
         self._backend, self._rank = backend, rank
         self._communicator: Any = None
-        self._in_use, self._given_up = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()  # nobody looks for errors of what is being aborted
+        self._given_up = threading.Event()
 
-    def connect(self, identity: tuple[int, ...], n_members: int) -> None:
-        def connected() -> Any:
-            return _nccl().NcclCommunicator(n_members, identity, self._rank)
+    def connect(self, identity: Any, n_members: int) -> None:
+        """Find the other members, and exchange a number with each."""
 
-        self._communicator = self._wait(connected)
+        def connect() -> None:
+            communicator = _nccl().NcclCommunicator(n_members, identity, self._rank)
+            with self._lock:
+                if not self._given_up.is_set():
+                    self._communicator = communicator
+            if self._communicator is None:  # too late
+                communicator.abort()
+
+        self._wait(connect, _PATIENCE_SECONDS)
+        xp = self._backend.xp
+        found = self.gather(xp.full((1, 1), self._rank, xp.float32), range(n_members + 1))
+        if self._backend.to_host(found)[:, 0].tolist() != list(range(n_members)):
+            raise ExchangeError("NCCL does not bring what is sent")
 
     def gather(self, own: Any, bounds: Sequence[int]) -> Any:
+        """See :func:`gather`."""
         xp = self._backend.xp
         every = xp.empty((bounds[-1], own.shape[1]), own.dtype)
-        every[slice(*bounds[self._rank : self._rank + 2])] = own
+        every[bounds[self._rank] : bounds[self._rank + 1]] = own
         xp.cuda.get_current_stream().synchronize()
-        self._wait(lambda: self._broadcast(every, bounds))
+        patience = _PATIENCE_SECONDS + every.nbytes / _SLOWEST
+        self._wait(lambda: self._broadcast(every, bounds), patience)
         return every
 
     def leave(self) -> None:
-        """End a wait, if there is one, and then the communicator; does not wait for either."""
+        """End a wait, if there is one, and the communicator; does not wait for it itself."""
 
         def end() -> None:
-            with self._in_use:
-                self._abort()
+            with self._lock:
+                communicator, self._communicator = self._communicator, None
+            if communicator is not None:
+                communicator.abort()
 
         self._given_up.set()
         threading.Thread(target=end, daemon=True).start()
@@ -180,58 +218,50 @@ class _Member:
     def _broadcast(self, every: Any, bounds: Sequence[int]) -> None:
         """Have each member send its rows to all others."""
         nccl, stream = _nccl(), self._backend.xp.cuda.Stream(non_blocking=True)
-        row_bytes = every.itemsize * every.shape[1]
+        communicator, row_bytes = self._communicator, every.itemsize * every.shape[1]
+        if communicator is None:
+            raise TimeoutError("the group is given up")
         nccl.groupStart()
         try:
             for rank, (first, last) in enumerate(pairwise(bounds)):
                 place, size = every.data.ptr + first * row_bytes, (last - first) * row_bytes
-                self._communicator.broadcast(place, place, size, nccl.NCCL_UINT8, rank, stream.ptr)
+                communicator.broadcast(place, place, size, nccl.NCCL_UINT8, rank, stream.ptr)
         finally:
             nccl.groupEnd()
         stream.synchronize()
 
-    def _wait(self, call: Callable[[], Any]) -> Any:
+    def _wait(self, call: Callable[[], None], seconds: float) -> None:
         """Make a call of NCCL in a thread, for it may never come back."""
-        result: Future[Any] = Future()
+        done: Future[None] = Future()
 
         def make() -> None:
             try:
                 with self._backend.session():
-                    result.set_result(call())
+                    call()
+                done.set_result(None)
             except BaseException as error:
-                result.set_exception(error)
+                done.set_exception(error.with_traceback(None))  # which holds factors
 
-        with self._in_use:
-            threading.Thread(target=make, daemon=True).start()
-            try:
-                self._until(result.done)
-                found = result.result()
+        threading.Thread(target=make, daemon=True).start()
+        until = time.monotonic() + seconds
+        try:
+            while not wait_for([done], _LOOK_SECONDS).done:
+                if self._given_up.is_set():
+                    raise TimeoutError("another member of the group is gone")
+                if time.monotonic() > until:
+                    raise TimeoutError(f"not done after {seconds:.3g} seconds")
                 self._check()
-            except Exception as error:
-                self._abort()
-                raise ExchangeError(f"{type(error).__name__}: {error}") from error
-        return found
-
-    def _until(self, done: Callable[[], bool]) -> None:
-        until = time.monotonic() + _PATIENCE_SECONDS
-        while not done():
-            if self._given_up.wait(_LOOK_SECONDS):
-                raise TimeoutError("another member of the group is gone")
-            if time.monotonic() > until:
-                raise TimeoutError(f"nothing came for {_PATIENCE_SECONDS:g} seconds")
+            done.result()
             self._check()
+        except Exception as error:
+            self.leave()
+            raise ExchangeError(f"{type(error).__name__}: {error}") from None
 
     def _check(self) -> None:
-        """Raise what has gone wrong meanwhile."""
-        if self._communicator is not None:
-            self._communicator.check_async_error()
-
-    def _abort(self) -> None:
-        """End what is under way; only whoever has ``_in_use`` may do it."""
-        self._given_up.set()
-        if self._communicator is not None:
-            self._communicator.abort()
-            self._communicator = None
+        """Raise what NCCL has found to be wrong meanwhile."""
+        with self._lock:
+            if self._communicator is not None:
+                self._communicator.check_async_error()
 
 
 def _nccl() -> Any:
@@ -240,25 +270,41 @@ def _nccl() -> Any:
     return nccl
 
 
-def _new_identity() -> tuple[int, ...]:
-    identity: tuple[int, ...] = _nccl().get_unique_id()
-    return identity
+def _member_of(token: str) -> _Member:
+    if _member is None or _member.token != token:
+        raise ExchangeError("a worker has left the group, or was started anew")
+    return _member
 
 
-def _join(
-    token: str, identity: tuple[int, ...], n_members: int, rank: int, choice: BackendChoice
-) -> None:
+def _take_place(token: str, rank: int, choice: BackendChoice) -> None:
+    """Make this worker a member, unless it is one of a group that there still is.
+
+    There is none where the client has died, as Dask then forgets the task that took the place.
+    """
     global _member
-    with _joining:
+    worker = get_worker()
+    with _changing_member:
         if _member is not None:
-            raise ExchangeError("another fit exchanges factors by NCCL on this worker")
-        _member = _Member(token, choice.get(), rank)
-    _member.connect(identity, n_members)
+            if _member.place in worker.state.tasks:
+                raise ExchangeError("another fit exchanges factors by NCCL on this worker")
+            _member.leave()
+        _member = _Member(token, worker.get_current_task(), choice.get(), rank)
+
+
+def _new_identity() -> Any:
+    try:
+        return _nccl().get_unique_id()
+    except Exception as error:
+        raise ExchangeError(f"{type(error).__name__}: {error}") from None
+
+
+def _connect(token: str, rank: int, identity: Any, n_members: int) -> None:
+    _member_of(token).connect(identity, n_members)
 
 
 def _leave(token: str) -> None:
     global _member
-    with _joining:
+    with _changing_member:
         if _member is not None and _member.token == token:
             _member.leave()
             _member = None

@@ -19,6 +19,7 @@ from gpu_als.distributed.tasks import (
     Told,
     first_piece,
     gram_of,
+    is_there,
     join,
     make_part,
     rows_of_piece,
@@ -87,6 +88,10 @@ class DaskSide:
         self._coming: list[Future] = []
         self._is_secure = False
         self.group: Group | None = None
+
+    def load(self) -> None:
+        """Wait until every worker has its rows."""
+        self._collect([self.cluster.submit(is_there, part) for part in self._parts])
 
     def put(self, factors: np.ndarray) -> None:
         """Set the factors, shape (n_rows, k)."""
@@ -166,4 +171,4 @@ class DaskSide:
 def rows_of(cluster: Cluster, pieces: Sequence[Future]) -> np.ndarray:
     """Return pieces on the host as one array of this process."""
     found: list[Piece] = cluster.collect(pieces)
-    return join([np.asarray(piece.rows) for piece in found])
+    return join([piece.rows for piece in found])

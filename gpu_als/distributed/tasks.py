@@ -28,7 +28,8 @@ from gpu_als.solving import solve_parts
 
 __all__ = [
     "Device", "HowToSolve", "Part", "Piece", "Told", "describe_device", "first_piece", "gram_of",
-    "join", "make_part", "rows_of_piece", "solve", "solve_together", "sum_grams", "tell",
+    "is_there", "join", "make_part", "rows_of_piece", "solve", "solve_together", "sum_grams",
+    "tell",
 ]  # fmt: skip
 
 _one_at_a_time = threading.Lock()
@@ -51,7 +52,7 @@ class Piece(NamedTuple):
         The address of the worker that made it.
     """
 
-    rows: np.ndarray | OnGpu
+    rows: Any
     gram: np.ndarray | None
     stats: HalfSweepStats
     workspace: int
@@ -136,6 +137,11 @@ def make_part(
     return Part(Side(name, objective, rows, n_factors, elements), shape)
 
 
+def is_there(part: Part) -> bool:
+    """Tell that a worker has made a part, which itself need not travel for it."""
+    return True
+
+
 def first_piece(rows: np.ndarray, how: HowToSolve, on_gpu: bool = False) -> Piece:
     """Return a piece of the factors that a fit begins with."""
     backend = how.get_backend()
@@ -167,8 +173,8 @@ def solve(
     """
     backend = how.get_backend()
     with _one_at_a_time, backend.session():
-        held = backend.from_host(join([_on_host(piece) for piece in fixed]))
-        solved = backend.from_host(_on_host(former).copy())
+        held = backend.from_host(join([piece.rows for piece in fixed]))
+        solved = backend.from_host(former.rows.copy())
         piece = _solve(backend, part, solved, held, fixed_gram, how)
         return piece._replace(rows=backend.to_host(solved))
 
@@ -191,8 +197,6 @@ def solve_together(
     token, bounds
         As :func:`~gpu_als.distributed.nccl.gather` takes them.
     """
-    assert isinstance(former.rows, OnGpu)
-    assert isinstance(own.rows, OnGpu)
     backend = how.get_backend()
     with _one_at_a_time, backend.session():
         held = gather(token, own.rows.array, bounds)
@@ -224,8 +228,8 @@ def _solve(
 
 
 def rows_of_piece(piece: Piece) -> np.ndarray:
-    """Return a piece's factors on the host."""
-    return _on_host(piece)
+    """Return on the host the factors of a piece that is on a GPU."""
+    return piece.rows.to_host()
 
 
 class Told(NamedTuple):
@@ -267,11 +271,6 @@ def sum_grams(pieces: Sequence[np.ndarray]) -> np.ndarray:
 def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Return pieces as one array."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _on_host(piece: Piece) -> np.ndarray:
-    rows = piece.rows
-    return rows.to_host() if isinstance(rows, OnGpu) else rows
 
 
 def _gram(backend: Backend, rows: Any, how: HowToSolve) -> np.ndarray | None:

@@ -1,17 +1,20 @@
 """Workers that preload this module have a stand-in for a GPU, and for NCCL."""
 
+import sys
+import time
 from contextlib import ExitStack
 
 import fake_cupy
 import fake_nccl
 
 from gpu_als import backends
-from gpu_als.distributed import nccl
+from gpu_als.distributed import nccl, tasks
 
 PATIENCE_SECONDS = nccl._PATIENCE_SECONDS
 
 _installed = ExitStack()
 _usual = dict(vars(fake_nccl.NcclCommunicator)), fake_cupy.Device.pci_bus_id
+_get_unique_id, _backend_here = fake_nccl.get_unique_id, tasks._backend_here
 
 
 def dask_setup(worker):
@@ -30,7 +33,8 @@ def leave_alone():
     methods, fake_cupy.Device.pci_bus_id = _usual
     for name in ("__init__", "broadcast", "error"):
         setattr(fake_nccl.NcclCommunicator, name, methods[name])
-    fake_nccl.available = True
+    fake_nccl.available, fake_nccl.get_unique_id = True, _get_unique_id
+    tasks._backend_here = _backend_here
     nccl._PATIENCE_SECONDS = PATIENCE_SECONDS
 
 
@@ -43,6 +47,28 @@ def cannot_connect(reason):
         raise fake_nccl.NcclError(reason)
 
     fake_nccl.NcclCommunicator.__init__ = fail
+
+
+def cannot_begin(reason):
+    def fail():
+        raise fake_nccl.NcclError(reason)
+
+    fake_nccl.get_unique_id = fail
+
+
+def load_slowly(seconds):
+    """Take so long to make each part."""
+
+    def slowly(choice):
+        if sys._getframe(1).f_code.co_name == "make_part":
+            time.sleep(seconds)
+        return _backend_here(choice)
+
+    tasks._backend_here = slowly
+
+
+def be_a_member_of_what_is_no_more():
+    nccl._member = nccl._Member("of old", "a key that Dask has forgotten", None, 0)
 
 
 def have_error(reason):

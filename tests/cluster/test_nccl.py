@@ -13,6 +13,7 @@ import warnings
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import fake_nccl
@@ -35,14 +36,17 @@ from cluster.common import (
     fit,
     fit_on,
     forget_fetched,
+    go_on,
     implicit,
     leave_alone,
     local_cluster,
+    pause,
     wait_until,
 )
 from gpu_als import StopTraining
 from gpu_als.dask import DaskInteractions
-from gpu_als.distributed import engine, nccl
+from gpu_als.distributed import cluster, engine, nccl, side
+from gpu_als.distributed.cluster import ExchangeError
 from gpu_als.errors import ClusterWarning
 
 MAKE = {
@@ -84,6 +88,13 @@ def one_of(client):
     return [next(iter(client.nthreads()))]
 
 
+def kill_one(client):
+    """Kill a worker, and wait until Dask knows."""
+    (victim,) = one_of(client)
+    os.kill(client.run(os.getpid)[victim], signal.SIGKILL)
+    wait_until(lambda: victim not in client.nthreads())
+
+
 def exchanged(client):
     return client.run(stand_in.broadcasts)
 
@@ -102,8 +113,8 @@ def test_the_same_to_the_bit_and_nothing_goes_through_hosts(gpus):
         assert found.report_.transferred == expected.report_.transferred
         assert found.report_.device == f"Dask: {n_workers} x stand-in"
         assert found.report_.user_rows == expected.report_.user_rows
-        # Each half-sweep every member takes part in a broadcast of each.
-        assert sum(exchanged(gpus).values()) - before == 6 * n_workers**2, name
+        # When they connect, and in each half-sweep, every member takes part in a broadcast of each.
+        assert sum(exchanged(gpus).values()) - before == 7 * n_workers**2, name
         assert not any(gpus.run(fetched_pieces).values())
 
 
@@ -156,15 +167,113 @@ def test_a_member_lost_between_half_sweeps_costs_those_since_factors_were_secure
 
     def kill(iteration, *_):
         if iteration == 2:
-            (victim,) = one_of(gpus)
-            os.kill(gpus.run(os.getpid)[victim], signal.SIGKILL)
-            wait_until(lambda: victim not in gpus.nthreads())
+            kill_one(gpus)
 
     with pytest.warns(ClusterWarning, match="a worker was lost"):
         found = fit_on(gpus, implicit(use_gpu=None, iterations=5), callback=kill)
     assert difference(found, expected) == 0
     gpus.cluster.scheduler.remove_plugin(counter.name)
     assert counter.solves == 2 * 2 * 5  # nothing is done again
+
+
+def test_the_best_factors_outlast_a_member_that_is_lost_in_the_last_callback(gpus, tmp_path):
+    how = {"validation": DATA}
+    expected = by_dask(gpus, explicit(backend="auto"), **how)
+    assert expected.report_.best_iteration == 2
+
+    def kill(iteration, *_):
+        if iteration == 1:
+            kill_one(gpus)
+
+    how |= {"callback": kill, "checkpoint": tmp_path / "s.npz"}
+    with pytest.warns(ClusterWarning, match="a worker was lost"):
+        found = fit_on(gpus, explicit(backend="auto"), **how)
+    assert difference(found, expected) == 0
+
+
+def test_a_member_lost_while_factors_are_fetched(gpus, monkeypatch):
+    expected = by_dask(gpus, implicit(use_gpu=None))
+    fetch, killed = cluster.Cluster._fetch, []
+
+    def kill_first(self, futures, needed):
+        if futures[0].key.startswith("rows_of_piece") and not killed:
+            killed.append(kill_one(gpus))
+        return fetch(self, futures, needed)
+
+    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(cluster.Cluster, "_fetch", kill_first)
+    with pytest.warns(ClusterWarning, match="a worker was lost"):
+        found = fit_on(gpus, implicit(use_gpu=None))
+    assert killed
+    assert difference(found, expected) == 0
+
+
+def test_a_member_that_is_paused_is_done_without(gpus, monkeypatch):
+    expected = by_dask(gpus, implicit(use_gpu=None, iterations=4))
+    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+
+    def fill(iteration, *_):
+        if iteration == 1:
+            gpus.run(pause, workers=one_of(gpus))
+
+    with pytest.warns(ClusterWarning, match=r"lost, or paused because its memory is nearly full"):
+        found = fit_on(gpus, implicit(use_gpu=None, iterations=4), callback=fill)
+    gpus.run(go_on)
+    assert difference(found, expected) == 0
+
+
+def test_an_interrupt_on_the_way_back_leaves_the_factors_from_which_it_goes(gpus, monkeypatch):
+    """Those that the client got last: here, the first ones."""
+    solve, solved = side.DaskSide.solve, []
+
+    def interrupted(self, fixed):
+        solved.append(self.group)
+        if len(solved) == 3:
+            raise ExchangeError("as if")
+        if len(solved) == 4:  # on the way back
+            raise KeyboardInterrupt
+        return solve(self, fixed)
+
+    monkeypatch.setattr(side.DaskSide, "solve", interrupted)
+    model = implicit(use_gpu=None)
+    with pytest.raises(KeyboardInterrupt), pytest.warns(ClusterWarning, match="as if"):
+        fit_on(gpus, model)
+    monkeypatch.undo()
+    assert solved[2] is not None
+    assert solved[3] is None
+    first = by_dask(gpus, implicit(use_gpu=None, iterations=0))
+    assert difference(model, first) == 0
+
+
+def test_a_group_whose_client_is_gone_is_no_hindrance(gpus):
+    gpus.run(stand_in.be_a_member_of_what_is_no_more)
+    expected = by_dask(gpus, implicit(use_gpu=None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(fit_on(gpus, implicit(use_gpu=None)), expected)
+
+
+def test_a_worker_that_loads_its_rows_slowly_is_waited_for(gpus):
+    gpus.run(lambda: setattr(nccl, "_PATIENCE_SECONDS", 0.5))
+    gpus.run(stand_in.load_slowly, 1.5, workers=one_of(gpus))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(fit_on(gpus, implicit(use_gpu=None)).user_factors).all()
+
+
+def test_an_nccl_that_does_not_begin(gpus):
+    expected = by_dask(gpus, explicit(backend="auto"))
+    gpus.run(stand_in.cannot_begin, "no socket interface")
+    with pytest.warns(ClusterWarning, match="NcclError: no socket interface"):
+        found = fit_on(gpus, explicit(backend="auto"))
+    assert_same(found, expected)
+
+
+def test_leaving_a_lost_cluster_hides_no_error():
+    client = SimpleNamespace(status="closed", nthreads=None)
+    cluster.Cluster(client).call_on(["tcp://127.0.0.1:1"], print)
+    client.status = "running"
+    cluster.Cluster(client).call_on(["tcp://127.0.0.1:1"], print)
 
 
 def test_gpus_that_nccl_does_not_connect(gpus):
@@ -192,7 +301,7 @@ def test_an_exchange_that_never_ends(gpus, monkeypatch):
     expected = by_dask(gpus, implicit(use_gpu=None))
     gpus.run(lambda: setattr(nccl, "_PATIENCE_SECONDS", 0.5))
     gpus.run(stand_in.keep_silent, workers=one_of(gpus))
-    with pytest.warns(ClusterWarning, match=r"nothing came for 0\.5 seconds"):
+    with pytest.warns(ClusterWarning, match=r"not done after 0\.5 seconds"):
         found = fit_on(gpus, implicit(use_gpu=None))
     assert_same(found, expected)
 
@@ -256,7 +365,7 @@ def test_a_group_of_one_on_a_gpu():
     backend = get_backend("cupy")
     if nccl.gpu_for_nccl(backend) is None:
         pytest.skip("NCCL is not installed")
-    member = nccl._Member("alone", backend, 0)
+    member = nccl._Member("alone", "here", backend, 0)
     with backend.session():
         member.connect(nccl._new_identity(), 1)
         own = backend.from_host(np.random.default_rng(5).random((7, 3), np.float32))
