@@ -155,12 +155,9 @@ class DaskSide:
         self.pieces, self._coming = self._coming, []
 
     def _of_each(self, function: Callable[[Piece], Any], pieces: Sequence[Future]) -> list[Future]:
-        """Have a function of each piece; one on a GPU stays there."""
-        submit = self.cluster.submit
-        if self.group is None:
-            return [submit(function, piece) for piece in pieces]
+        """Have a function of each piece, where the piece is; one on a GPU stays there."""
         return [
-            submit(function, piece, on=home, only=True)
+            self.cluster.submit(function, piece, on=home, only=self.group is not None)
             for piece, home in zip(pieces, self.homes, strict=True)
         ]
 
