@@ -267,6 +267,7 @@ SHARED = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*nccl library could not be loaded:UserWarning")
 @pytest.mark.parametrize("source", [*SOURCES, *SHARED], ids=lambda path: path.stem)
 def test_every_cupy_name_exists(source: Path) -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed; nothing to check names against")

@@ -12,13 +12,12 @@ import socket
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from distributed import Future as DaskFuture
@@ -103,7 +102,7 @@ class Group:
         connected: tuple[DaskFuture, ...] = ()
         try:
             cluster.collect(group.places, needed=members)
-            first = cluster.submit(_new_identity, on=members[0], only=True)
+            first = cluster.submit(_new_identity, choice, on=members[0], only=True)
             (identity,) = cluster.collect([first], needed=members)
             connected = on_each(_connect, identity, len(members))
             cluster.collect(connected, needed=members)
@@ -123,12 +122,7 @@ class Group:
 
 def gpu_for_nccl(backend: Backend) -> str | None:
     """Return what tells this worker's GPU from others, or None where NCCL cannot be used."""
-    if backend.name != "cupy":
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # CuPy's, where the library is missing
-        nccl = _nccl()
-    if not getattr(nccl, "available", False):
+    if backend.name != "cupy" or cast(Any, backend).nccl() is None:
         return None
     with backend.session():
         return f"{socket.gethostname()} {backend.xp.cuda.Device().pci_bus_id}"
@@ -171,7 +165,7 @@ class _Member:
 
     def __init__(self, token: str, place: Any, backend: Backend, rank: int) -> None:
         self.token, self.place = token, place
-        self._backend, self._rank = backend, rank
+        self._backend, self._rank, self._nccl = backend, rank, cast(Any, backend).nccl()
         self._communicator: Any = None
         self._lock = threading.Lock()  # nobody looks for errors of what is being aborted
         self._given_up = threading.Event()
@@ -180,7 +174,7 @@ class _Member:
         """Find the other members, and exchange a number with each."""
 
         def connect() -> None:
-            communicator = _nccl().NcclCommunicator(n_members, identity, self._rank)
+            communicator = self._nccl.NcclCommunicator(n_members, identity, self._rank)
             with self._lock:
                 if not self._given_up.is_set():
                     self._communicator = communicator
@@ -189,8 +183,10 @@ class _Member:
 
         self._wait(connect, _PATIENCE_SECONDS)
         xp = self._backend.xp
-        found = self.gather(xp.full((1, 1), self._rank, xp.float32), range(n_members + 1))
-        if self._backend.to_host(found)[:, 0].tolist() != list(range(n_members)):
+        with self._backend.session():
+            found = self.gather(xp.full((1, 1), self._rank, xp.float32), range(n_members + 1))
+            ranks = self._backend.to_host(found)[:, 0].tolist()
+        if ranks != list(range(n_members)):
             raise ExchangeError("NCCL does not bring what is sent")
 
     def gather(self, own: Any, bounds: Sequence[int]) -> Any:
@@ -217,7 +213,7 @@ class _Member:
 
     def _broadcast(self, every: Any, bounds: Sequence[int]) -> None:
         """Have each member send its rows to all others."""
-        nccl, stream = _nccl(), self._backend.xp.cuda.Stream(non_blocking=True)
+        nccl, stream = self._nccl, self._backend.xp.cuda.Stream(non_blocking=True)
         communicator, row_bytes = self._communicator, every.itemsize * every.shape[1]
         if communicator is None:
             raise TimeoutError("the group is given up")
@@ -264,12 +260,6 @@ class _Member:
                 self._communicator.check_async_error()
 
 
-def _nccl() -> Any:
-    from cupy.cuda import nccl  # only here, so CuPy stays optional
-
-    return nccl
-
-
 def _member_of(token: str) -> _Member:
     if _member is None or _member.token != token:
         raise ExchangeError("a worker has left the group, or was started anew")
@@ -291,9 +281,9 @@ def _take_place(token: str, rank: int, choice: BackendChoice) -> None:
         _member = _Member(token, worker.get_current_task(), choice.get(), rank)
 
 
-def _new_identity() -> Any:
+def _new_identity(choice: BackendChoice) -> Any:
     try:
-        return _nccl().get_unique_id()
+        return cast(Any, choice.get()).nccl().get_unique_id()
     except Exception as error:
         raise ExchangeError(f"{type(error).__name__}: {error}") from None
 

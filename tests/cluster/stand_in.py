@@ -68,7 +68,8 @@ def load_slowly(seconds):
 
 
 def be_a_member_of_what_is_no_more():
-    nccl._member = nccl._Member("of old", "a key that Dask has forgotten", None, 0)
+    place = "a key that Dask has forgotten"
+    nccl._member = nccl._Member("of old", place, backends._cupy_backend(), 0)
 
 
 def have_error(reason):

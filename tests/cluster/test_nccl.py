@@ -367,7 +367,7 @@ def test_a_group_of_one_on_a_gpu():
         pytest.skip("NCCL is not installed")
     member = nccl._Member("alone", "here", backend, 0)
     with backend.session():
-        member.connect(nccl._new_identity(), 1)
+        member.connect(backend.nccl().get_unique_id(), 1)
         own = backend.from_host(np.random.default_rng(5).random((7, 3), np.float32))
         found = member.gather(own, (0, 7))
         np.testing.assert_array_equal(backend.to_host(found), backend.to_host(own))

@@ -302,6 +302,13 @@ class CupyBackend:
         host: np.ndarray = self.xp.asnumpy(array)
         return host
 
+    def nccl(self) -> Any:
+        """Return CuPy's NCCL, or None where that library is not installed."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # CuPy's, where it is missing
+            from cupy.cuda import nccl
+        return nccl if nccl.available else None
+
     def workspace_bytes(self) -> int:
         """Return the largest workspace asked for so far."""
         return sum(self._held.values())
