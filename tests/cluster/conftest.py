@@ -1,5 +1,6 @@
 """Clusters of one, two and four worker processes, each for all tests that want it."""
 
+import signal
 from contextlib import ExitStack
 from functools import cache
 
@@ -17,6 +18,14 @@ def same_environment(monkeypatch):
     """
     for name in (*dask.config.get("distributed.nanny.pre-spawn-environ"), "PYTHONHASHSEED"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def can_be_interrupted():
+    """Have SIGINT raise KeyboardInterrupt, which jobs in the background ignore."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture(scope="session")
