@@ -79,14 +79,20 @@ class ShardRows:
             cuts = cut_rows(self.entries_of_rows[begin - first : end - first], *how)
             return [begin + cut for cut in cuts[1:]]
 
+        def are_one_part(begin: int, end: int) -> bool:
+            return len(cut_between(begin, end)) == 1
+
         bounds = [first]
         for shard in self.shards:
             begin, end = max(shard.start, first), min(shard.stop, last)
-            if len(cut_between(bounds[-1], end)) > 1:  # does not go with those before it
-                bounds += [begin] if begin > bounds[-1] else []
-                cuts = cut_between(begin, end)
-                bounds += cuts if len(cuts) > 1 else []
-        bounds += [last] if bounds[-1] < last else []
+            if are_one_part(bounds[-1], end):
+                continue  # whole shards so far, which may become more
+            if begin > bounds[-1]:
+                bounds.append(begin)
+            if not are_one_part(begin, end):
+                bounds += cut_between(begin, end)
+        if bounds[-1] < last:
+            bounds.append(last)
         return replace(self, bounds=tuple(bounds))
 
     def between(self, first: int, last: int) -> ShardRows:

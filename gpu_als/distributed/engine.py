@@ -136,7 +136,6 @@ class _DaskSweeps:
         self._sides, self._cluster = sides, sides[0].cluster
         self._workspace = 0
         self._secure_at = time.monotonic() + _SECURE_SECONDS
-        self._group: Group | None = None
         # With a group: factors that the client has, and the half-sweeps since.
         self._safe: Factors = (None, None)
         self._since: list[int] = []
@@ -145,9 +144,16 @@ class _DaskSweeps:
     def begin(self, factors: Factors, group: Group | None) -> None:
         """Give workers the factors to begin with."""
         self._safe, self._group = factors, group
+        self._surely(lambda: self._put(factors))
+
+    @property
+    def _group(self) -> Group | None:
+        return self._sides[0].group
+
+    @_group.setter
+    def _group(self, group: Group | None) -> None:
         for side in self._sides:
             side.group = group
-        self._surely(lambda: self._put(factors))
 
     def half_sweep(self, side: int) -> HalfSweepStats:
         solved, fixed = self._sides[side], self._sides[1 - side]
@@ -207,8 +213,6 @@ class _DaskSweeps:
     def _leave(self) -> None:
         if self._group is not None:
             self._group.leave(self._cluster)
-        for side in self._sides:
-            side.group = None
         self._group = None
 
     def end(self) -> None:

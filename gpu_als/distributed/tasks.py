@@ -146,7 +146,7 @@ def first_piece(rows: np.ndarray, how: HowToSolve, on_gpu: bool = False) -> Piec
     """Return a piece of the factors that a fit begins with."""
     backend = how.get_backend()
     with backend.session():
-        held = backend.from_host(rows)
+        held = backend.from_host(rows) if on_gpu or how.wants_gram else None
         own = _gram(backend, held, how)
     return Piece(OnGpu(held) if on_gpu else rows, own, HalfSweepStats(), 0, get_worker().address)
 

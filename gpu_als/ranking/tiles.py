@@ -1,7 +1,7 @@
 """How the scores of all users and items are cut into blocks, tiles and strips.
 
-Pure functions of shapes. They decide where work goes, and no cut changes a result. The numbers
-are measured (docs/performance.md).
+Pure functions of shapes. They decide where work goes; of results a cut changes the last bits of
+scores at most. The numbers are measured (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Workers that preload this module have a stand-in for a GPU, and for NCCL."""
 
 import sys
-import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import fake_cupy
 import fake_nccl
 
+from cluster.common import wait_until
 from gpu_als import backends
 from gpu_als.distributed import nccl, tasks
 
@@ -56,15 +57,15 @@ def cannot_begin(reason):
     fake_nccl.get_unique_id = fail
 
 
-def load_slowly(seconds):
-    """Take so long to make each part."""
+def make_parts_when(there):
+    """Wait for a file before each part."""
 
-    def slowly(choice):
+    def wait_and_get(choice):
         if sys._getframe(1).f_code.co_name == "make_part":
-            time.sleep(seconds)
+            wait_until(Path(there).exists)
         return _backend_here(choice)
 
-    tasks._backend_here = slowly
+    tasks._backend_here = wait_and_get
 
 
 def be_a_member_of_what_is_no_more():
