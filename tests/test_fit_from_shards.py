@@ -180,13 +180,15 @@ def test_of_a_shard_no_more_than_the_part_is_decoded(tmp_path):
     source = ShardedMatrix.from_matrix(matrix, tmp_path / "s", value_type="codes")
     assert len(source.users) == 1
     rows = ShardRows.of(source.users, 300, np.float32).cut(10_000, 12, 40)
+    rows.part(100)  # what Python keeps of a first call is not the part's
     tracemalloc.start()
     try:
         rows.part(200)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 40_000
+    # The part takes 10 kB, other threads of the process a few more, the shard's values 1.2 MB.
+    assert peak < 300_000
     assert 4 * matrix.nnz > 1_000_000
 
 
