@@ -103,14 +103,14 @@ def stand_in(monkeypatch):
     if not cuda_on_cpu.have_compiler():
         pytest.skip("no g++ to compile kernels for the CPU")
     with fake_cupy.installed():
-        from gpu_als.backends.cupy import backend, fused
+        from gpu_als.backends.cupy import backend, multiply
 
         made = backend.CupyBackend()
         monkeypatch.setattr(backends, "_cupy_backend", lambda precision="float32": made)
         monkeypatch.setattr(made, "block_elements", 8 * BLOCK, raising=False)
         monkeypatch.setattr(fit_shape, "DEVICE_BLOCK", 8 * BLOCK)
         monkeypatch.setattr(fit_shape, "CONVERTED_ROWS", BLOCK)
-        monkeypatch.setattr(fused, "CONVERTED_ROWS", BLOCK)
+        monkeypatch.setattr(multiply, "CONVERTED_ROWS", BLOCK)
         yield made
 
 

@@ -15,6 +15,7 @@ all (docs/mathematics.md, "The rotated basis").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from gpu_als.backends.ops import Ops
 from gpu_als.row_problem import Array, RowProblem
 
 __all__ = ["Frame", "gram", "make_frame"]
+
+Multiply = Callable[[Array, Array], Array]
+""":meth:`gpu_als.backends.ops.Ops.multiply_each` of a device."""
 
 _MISFIT = 1e-9
 """Relative misfit of a float64 Cholesky factor that rounding cannot explain."""
@@ -82,16 +86,16 @@ class Frame:
             return None
         return 1 / xp.sqrt(self.eigenvalues + self.ridge_of(xp, rows)[:, None])
 
-    def enter(self, x: Array, scale: Array | None) -> Array:
+    def enter(self, multiply_each: Multiply, x: Array, scale: Array | None) -> Array:
         """Return the coordinates of factors ``x``, shape (B, k)."""
-        z = x if self.inverse is None else x @ self.inverse.T
+        z = x if self.inverse is None else multiply_each(x, self.inverse.T)
         return z if scale is None else z / scale
 
-    def leave(self, z: Array, scale: Array | None) -> Array:
+    def leave(self, multiply_each: Multiply, z: Array, scale: Array | None) -> Array:
         """Return the factors (B, k) whose coordinates are ``z``."""
         if scale is not None:
             z = z * scale
-        return z if self.rotation is None else z @ self.rotation.T
+        return z if self.rotation is None else multiply_each(z, self.rotation.T)
 
 
 def gram(ops: Ops, factors: Array) -> Array:

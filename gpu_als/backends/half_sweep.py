@@ -33,6 +33,9 @@ from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
 __all__ = ["half_sweep"]
 
+_WORTH_A_THREAD = 1 << 18
+"""Elements below which threads wait longer for Python's lock than a batch takes to solve."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -69,8 +72,13 @@ def half_sweep(
     sweep = _Sweep(ops, problem, frame, solved, solver)
     for number, row in enumerate(problem.packing.long_rows):
         stats.add(sweep.solve_long_row(row, number))
-    for part in ops.map(sweep.solve_rows, problem.packing.batches):
+    batches = problem.packing.batches
+    large = [batch for batch in batches if batch.elements >= _WORTH_A_THREAD]
+    for part in ops.map(sweep.solve_rows, large):
         stats.add(part)
+    for batch in batches:
+        if batch.elements < _WORTH_A_THREAD:
+            stats.add(sweep.solve_rows(batch))
     return stats
 
 
@@ -161,7 +169,7 @@ class _Sweep:
         z, singular = self._write(rows, z, scale, singular)
         objective = _row_terms(systems, z)
         if problem.linear is not None and problem.squared_loss:  # a dense X: all cells observed
-            x, ridge = frame.leave(z, scale), frame.ridge_of(xp, rows)
+            x, ridge = frame.leave(self.ops.multiply_each, z, scale), frame.ridge_of(xp, rows)
             objective = _total((problem.linear[place] - z @ frame.fixed.T) ** 2)
             objective += _total(ridge[:, None] * x * x)
         stats.singular, stats.objective = int(singular.sum()), objective
@@ -254,7 +262,7 @@ class _Sweep:
         return self.ops.cholesky_solve(lhs, rhs)
 
     def _former(self, rows: Array, scale: Array | None) -> Array:
-        return self.frame.enter(self.solved[rows], scale)
+        return self.frame.enter(self.ops.multiply_each, self.solved[rows], scale)
 
     def _write(
         self, rows: Array, z: Array, scale: Array | None, singular: Array
@@ -265,7 +273,7 @@ class _Sweep:
         any whose solution is beyond the range of the factors' dtype.
         """
         xp = self.ops.xp
-        x = self.frame.leave(z, scale)
+        x = self.frame.leave(self.ops.multiply_each, z, scale)
         singular = singular | ~xp.isfinite(x).all(axis=1)
         if bool(singular.any()):
             z = xp.where(singular[:, None], self._former(rows, scale), z)

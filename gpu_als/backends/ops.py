@@ -45,6 +45,10 @@ class Ops(Protocol):
         """``out[...] = matrix[indices]``; the indices are known to be in range."""
         ...
 
+    def multiply_each(self, rows: Array, matrix: Array) -> Array:
+        """``rows @ matrix``, in which no row depends on how many there are, to the last bit."""
+        ...
+
     def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
         """Solve a batch of symmetric positive definite systems.
 

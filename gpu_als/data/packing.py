@@ -1,33 +1,36 @@
 """Grouping rows of similar length into padded batches. Changes the order of work, never results.
 
-Rows are ordered by length and cut into batches, each padded to its longest row. No row is padded
-by more than 6 %, and rows of up to 32 entries not at all, unless so few rows are left that a batch
-of their own would cost more to start than to compute.
+A row is padded to the next of some widths that are the same for all data, and a batch has rows of
+one width: what a row's system rounds to then depends on that row alone, and the row comes out the
+same to the bit whatever rows are solved beside it, here or on another machine.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 __all__ = ["Batch", "Packing", "Span", "pack_rows"]
 
-_EXACT_WIDTHS = 32
-_PADDING = 1.06
-_SMALL_BATCH = 1 << 16
-"""Elements below which a batch costs more to start than to compute."""
+_PADDING = 12
+"""A row is padded by less than this part of it: rows of up to 24 entries not at all."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ``order[start:stop]``, each padded to ``width`` entries."""
+    """Rows ``order[start:stop]``, each padded to ``width`` entries.
+
+    ``elements`` is what they need in all; ``definite``: no row has a negative gram weight.
+    """
 
     start: int
     stop: int
     width: int
     definite: bool
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -125,25 +128,19 @@ def pack_rows(
     sort = np.lexsort((counts[packed], definite[packed]))  # stable: equal rows keep their order
     order = packed[sort]
     lengths = counts[order]
+    widths = padded_widths(lengths, n_factors, segment)
     batches: list[Batch] = []
-    begin = 0
-    for kind in (False, True):
-        stop = end = begin + int(np.count_nonzero(definite[order] == kind))
-        while stop > begin:
-            width = int(lengths[stop - 1])
-            cost = row_elements(width, n_factors) + row_overhead
-            # Rows shorter than n_factors keep to themselves: their dual form is the more accurate
-            # one. So do empty rows, which have no system.
-            kin = begin + int(np.searchsorted(lengths[begin:stop], _shortest(width, n_factors)))
-            least = width if width <= _EXACT_WIDTHS else int(np.ceil(width / _PADDING))
-            alike = begin + int(np.searchsorted(lengths[begin:stop], least))
-            start = max(kin, min(alike, stop - _SMALL_BATCH // cost))
-            start = max(start, stop - max(1, batch_elements // cost))
-            batches.append(Batch(start, stop, width, kind))
-            stop = start
-        begin = end
-    batches.sort(key=lambda batch: -batch.width)
     middle = int(np.count_nonzero(~definite[order]))
+    for begin, end, kind in ((0, middle, False), (middle, len(order), True)):
+        same = begin + np.flatnonzero(np.diff(widths[begin:end], prepend=-1))
+        for first, stop in pairwise([*same.tolist(), end]):
+            width = int(widths[first])
+            cost = row_elements(width, n_factors) + row_overhead
+            height = max(1, batch_elements // cost)
+            for start in range(first, stop, height):
+                n_rows = min(height, stop - start)
+                batches.append(Batch(start, start + n_rows, width, kind, n_rows * cost))
+    batches.sort(key=lambda batch: -batch.width)
     spans = (
         Span.of(lengths[:middle], 0, definite=False),
         Span.of(lengths[middle:], middle, definite=True),
@@ -152,8 +149,14 @@ def pack_rows(
     return Packing(order, tuple(batches), tuple(int(row) for row in long_rows), segment, spans)
 
 
-def _shortest(width: int, n_factors: int) -> int:
-    """Return the length of the shortest row that may share a batch with one of ``width``."""
-    if width >= n_factors:
-        return n_factors
-    return min(width, 1)
+def padded_widths(lengths: np.ndarray, n_factors: int, segment: int) -> np.ndarray:
+    """Return the width that each row is padded to: the next step of a ladder.
+
+    Rows shorter than ``n_factors`` are never padded up to it: their dual form is the more accurate
+    one. None is wider than ``segment``.
+    """
+    steps = [0]
+    while steps[-1] < lengths.max(initial=0):
+        steps.append(steps[-1] + max(1, steps[-1] // _PADDING))
+    ladder = np.union1d(steps, [n_factors - 1, segment])
+    return ladder[np.searchsorted(ladder, lengths)]

@@ -97,11 +97,12 @@ class FitShape:
 
     @property
     def solving_bytes(self) -> int:
-        """Bytes of the solution of a row in coordinates, its linear part, and what it becomes."""
+        """Bytes of a row's solution in coordinates and out of them, its linear part, its check."""
         if not self._by_kernels or not (self.base or self._is_padded):
             return 0
         linear = self.factor_bytes if self.base and self.ones else 0
-        return linear + self.factor_bytes + self.width * (self.value_bytes + 1)
+        moved = self.width * self.value_bytes if self.base else 0
+        return linear + self.factor_bytes + moved + self.width
 
     @property
     def temporary_bytes(self) -> int:
@@ -124,10 +125,6 @@ class FitShape:
 
     def workspace(self, batches: int) -> int:
         """Return the workspace where batches use so many bytes."""
-        if not self._by_kernels:
-            return batches
-        # Rows split over blocks, and blocks of rows that leave the coordinates.
-        split = 0 if 0 < self.longest <= _SPLIT_FROM else 4 * SPLIT_FLOATS
-        return (
-            batches + split + (2 * CONVERTED_ROWS * self.factor_bytes if self.solving_bytes else 0)
-        )
+        converted = 2 * CONVERTED_ROWS * self.factor_bytes if self.base else 0
+        may_split = self._by_kernels and not 0 < self.longest <= _SPLIT_FROM
+        return batches + converted + (4 * SPLIT_FLOATS if may_split else 0)

@@ -33,7 +33,7 @@ CASES |= {f"explicit {name}": (explicit, options) for name, options in EXPLICIT.
 SOME = [case for case in CASES if case.split()[1] not in ("fractions", "unscaled", "cg")]
 EVERYWHERE = [(n, case) for n in (1, 2, 4) for case in (CASES if n == 2 else SOME)]
 EVERYWHERE += [(n, "implicit cg") for n in (1, 4)]
-IN_FLOAT32 = "implicit exact", "implicit cg", "explicit bias"
+IN_FLOAT32 = [case for case in CASES if case.split()[1] != "best"]
 
 
 def in_the_middle(case):
@@ -72,9 +72,12 @@ def test_as_in_one_process(client, case):
 @pytest.mark.parametrize("case", IN_FLOAT32)
 def test_as_in_one_process_in_float32(client, case):
     make, options = CASES[case]
-    found = fit_on(client, make(**options))
+    options = options | {"iterations": 6}
+    found, expected = fit_on(client, make(**options)), fit(make(**options))
     assert found.user_factors.dtype == np.float32
-    assert_like(found, fit(make(**options)), 1e-5)  # sums of Grams round in other places
+    assert_like(found, expected, 1e-6)
+    if make is explicit:  # there are no Grams, whose sums round in other places
+        assert difference(found, expected) == 0
 
 
 @pytest.mark.parametrize("case", ["implicit cg", "explicit bias"])

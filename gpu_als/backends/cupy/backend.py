@@ -21,6 +21,7 @@ from gpu_als.backends.cupy.compile import KernelError, Kernels
 from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.matrix import Matrix
+from gpu_als.backends.cupy.multiply import multiply_each
 from gpu_als.backends.cupy.ranking import FusedTopK
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import R, T
@@ -156,6 +157,10 @@ class CupyBackend:
     def take_rows(self, matrix: Array, indices: Array, out: Array) -> None:
         """See :class:`gpu_als.backends.ops.Ops`."""
         self.xp.take(matrix, indices, axis=0, out=out)
+
+    def multiply_each(self, rows: Array, matrix: Array) -> Array:
+        """See :class:`gpu_als.backends.ops.Ops`."""
+        return multiply_each(self.xp, rows, matrix)
 
     def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
         """See :class:`gpu_als.backends.ops.Ops`."""

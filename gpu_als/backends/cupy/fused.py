@@ -7,8 +7,8 @@ are read back together. Rows that failed, or that no kernel takes, are handed to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,11 @@ from gpu_als.backends.cupy.launch import (
     plan_half_sweep,
     stride_of,
 )
+from gpu_als.backends.cupy.multiply import multiply_each
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.data.packing import Packing, pack_rows
-from gpu_als.memory.fit_shape import CONVERTED_ROWS, SPLIT_FLOATS
+from gpu_als.memory.fit_shape import SPLIT_FLOATS
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import ConjugateGradient, NonNegative, Solver
 
@@ -163,7 +164,7 @@ class Fused:
         residual, objective = sweep.arrays["residual"], sweep.arrays["objective"]
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
-            x = self._in_blocks(frame.leave, z[:, :k])
+            x = frame.leave(partial(multiply_each, self.xp), z[:, :k], None)
             good &= xp.isfinite(x).all(axis=1)
             xp.copyto(solved, x, where=good[:, None])
         numbers = xp.stack(
@@ -184,23 +185,6 @@ class Fused:
             failed = np.searchsorted(left, [launch.start, launch.stop])
             stats.paths[launch.path] += launch.stop - launch.start - int(failed[1] - failed[0])
         return stats, self._rest(problem, left, k)
-
-    def _in_blocks(self, convert: Callable[[Array, None], Array], rows: Array) -> Array:
-        """Return ``convert(rows, None)``, a product with a (k, k) matrix, block by block.
-
-        All blocks have one shape, so that a row's result does not depend on how many rows there
-        are: cuBLAS picks its kernel by shape, and kernels differ in the order in which they add.
-        """
-        xp = self.xp
-        out = xp.empty(rows.shape, rows.dtype)
-        for start in range(0, len(rows), CONVERTED_ROWS):
-            block = rows[start : start + CONVERTED_ROWS]
-            n = len(block)
-            if n < CONVERTED_ROWS:
-                block = xp.zeros((CONVERTED_ROWS, rows.shape[1]), rows.dtype)
-                block[:n] = rows[start:]
-            out[start : start + n] = convert(block, None)[:n]
-        return out
 
     def plan(self, problem: DeviceProblem, frame: Frame, solver: Solver) -> Plan:
         """Return the launches of a half-sweep: none where kernels do not serve it."""
@@ -226,7 +210,7 @@ class Fused:
         xp, k = self.xp, solved.shape[1]
         z = xp.zeros((len(solved), stride_of(k)), np.float32)
         if isinstance(solver, ConjugateGradient):
-            z[:, :k] = self._in_blocks(frame.enter, solved)
+            z[:, :k] = frame.enter(partial(multiply_each, self.xp), solved, None)
         return z
 
     def describe(

@@ -96,6 +96,12 @@ class NumpyBackend:
         # "clip" lets take write straight into out, where "raise" would buffer
         np.take(matrix, indices, axis=0, out=out, mode="clip")
 
+    def multiply_each(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """See :class:`gpu_als.backends.ops.Ops`."""
+        # One product rounds a row in ways that follow from its place and the number of rows.
+        product: np.ndarray = (rows[:, None] @ matrix)[:, 0]
+        return product
+
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`gpu_als.backends.ops.Ops`."""
         return cholesky_solve(lhs, rhs)

@@ -18,29 +18,35 @@ from scipy.linalg import cython_lapack
 
 __all__ = ["cholesky_solve"]
 
-_BATCHED_UP_TO = 32
-_ROWS_PER_STEP = 4
-"""Batched substitution takes a fixed time per column: worth it from 4 systems per column on."""
+_BATCHED_UP_TO = 16
+"""Follows from the size alone, lest a row depend on how many are solved beside it."""
 
 
 def cholesky_solve(lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """See :meth:`gpu_als.backends.ops.Ops.cholesky_solve`."""
-    n_systems, m = rhs.shape
+    m = rhs.shape[1]
     if m == 1:
         pivots = lhs[:, 0]
         return rhs / np.where(pivots > 0, pivots, 1), ~(pivots[:, 0] > 0)
     before = np.einsum("bii->bi", lhs).copy()
-    if m <= _BATCHED_UP_TO and n_systems >= _ROWS_PER_STEP * m:
-        try:
-            factor = np.linalg.cholesky(lhs)
-        except np.linalg.LinAlgError:
-            pass  # some system of the batch is not positive definite: find it below
-        else:
-            return _substitute(factor, rhs), _broken(np.einsum("bii->bi", factor), before)
+    if m <= _BATCHED_UP_TO:
+        factor = _factor(lhs)
+        return _substitute(factor, rhs), _broken(np.einsum("bii->bi", factor), before)
     lhs = np.ascontiguousarray(lhs)
     solution = np.array(rhs, lhs.dtype, order="C")
     not_definite = _posv_each(lhs, solution)
     return solution, not_definite | _broken(np.einsum("bii->bi", lhs), before)
+
+
+def _factor(lhs: np.ndarray) -> np.ndarray:
+    """Return lower Cholesky factors, NaN for what is not positive definite."""
+    try:
+        return np.linalg.cholesky(lhs)
+    except np.linalg.LinAlgError:  # does not tell which
+        if len(lhs) == 1:
+            return np.full_like(lhs, np.nan)
+    middle = len(lhs) // 2
+    return np.concatenate([_factor(lhs[:middle]), _factor(lhs[middle:])])
 
 
 def _broken(pivots: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
