@@ -228,9 +228,11 @@ def to_id_array(ids: Any, *, name: str) -> np.ndarray:
 
 
 def _plain_array(ids: Any, name: str) -> np.ndarray:
-    ids = to_host(ids)
-    if isinstance(ids, list | tuple) and len(set(map(type, ids))) > 1:
-        # NumPy would turn [7, None] or [7, "a"] into one type by itself and hide the mixture.
+    ids = [ids] if isinstance(ids, str) else to_host(ids)
+    types = set(map(type, ids)) if isinstance(ids, list | tuple) else set()
+    if len(types) > 1 or types == {str}:
+        # NumPy would turn [7, None] or [7, "a"] into one type by itself and hide the mixture, and
+        # shorten texts that end in NULs.
         array = np.empty(len(ids), object)
         for position, value in enumerate(ids):
             array[position] = value
@@ -245,6 +247,7 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
     values = array.tolist()
     types = set(map(type, values))
     if all(issubclass(kind, str) for kind in types):
+        _refuse_shortened(values, name)
         return array
     if all(issubclass(kind, int | np.integer) and kind is not bool for kind in types):
         try:
@@ -256,6 +259,13 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
     _refuse_missing(np.fromiter(map(_is_missing, values), np.bool_, len(values)), name)
     found = ", ".join(sorted(kind.__name__ for kind in types))
     raise InputError(f"{name}: found ids of type {found}; {_REMEDY}")
+
+
+def _refuse_shortened(texts: list[str], name: str) -> None:
+    """NumPy's arrays of texts, in which models keep ids, lose NULs at the end."""
+    found = next((text for text in texts if text[-1:] == "\0"), None)
+    if found is not None:
+        raise InputError(f"{name}: found {found!r}, which ends in a NUL character; leave that out")
 
 
 def _is_missing(value: Any) -> bool:

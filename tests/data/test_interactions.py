@@ -51,7 +51,7 @@ def test_without_ratings_entries_are_counted():
     )
 )
 def test_any_triples_agree_with_a_dict(triples):
-    # NumPy's fixed-width strings cannot hold trailing NULs.
+    # Trailing NULs are refused.
     triples = [(user, item.replace("\0", "0"), rating) for user, item, rating in triples]
     users, items, ratings = map(list, zip(*triples, strict=True))
     total: dict = {}
@@ -122,6 +122,9 @@ def test_string_ids_stay_strings(ids):
         ([[1, 2]], "found 2 dimensions"),
         ([[1, 2], [3]], "no array of ids"),
         ({1, 2}, "pass integers or strings"),
+        (["a", "a\0"], r"found 'a\\x00', which ends in a NUL character; leave that out"),
+        (np.array(["a", "a\0"], object), "ends in a NUL"),
+        ("a\0", "ends in a NUL"),
     ],
 )
 def test_unusable_ids_are_refused(ids, message):
