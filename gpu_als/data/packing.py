@@ -128,7 +128,7 @@ def pack_rows(
     sort = np.lexsort((counts[packed], definite[packed]))  # stable: equal rows keep their order
     order = packed[sort]
     lengths = counts[order]
-    widths = padded_widths(lengths, n_factors, segment)
+    widths = _padded_widths(lengths, n_factors, segment)
     batches: list[Batch] = []
     middle = int(np.count_nonzero(~definite[order]))
     for begin, end, kind in ((0, middle, False), (middle, len(order), True)):
@@ -136,7 +136,8 @@ def pack_rows(
         for first, stop in pairwise([*same.tolist(), end]):
             width = int(widths[first])
             cost = row_elements(width, n_factors) + row_overhead
-            height = max(1, batch_elements // cost)
+            n_batches = -(-(stop - first) // max(1, batch_elements // cost))
+            height = -(-(stop - first) // n_batches)  # equal shares leave no small rest
             for start in range(first, stop, height):
                 n_rows = min(height, stop - start)
                 batches.append(Batch(start, start + n_rows, width, kind, n_rows * cost))
@@ -149,7 +150,7 @@ def pack_rows(
     return Packing(order, tuple(batches), tuple(int(row) for row in long_rows), segment, spans)
 
 
-def padded_widths(lengths: np.ndarray, n_factors: int, segment: int) -> np.ndarray:
+def _padded_widths(lengths: np.ndarray, n_factors: int, segment: int) -> np.ndarray:
     """Return the width that each row is padded to: the next step of a ladder.
 
     Rows shorter than ``n_factors`` are never padded up to it: their dual form is the more accurate
