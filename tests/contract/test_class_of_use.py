@@ -119,7 +119,7 @@ def clone(model):
     [{}, {"dtype": np.float64}, {"dtype": "float32"}, {"random_state": np.random.RandomState(3)},
      {"random_state": np.random.default_rng(3)}, {"regularization": 1, "alpha": np.float64(2)},
      {"factors": np.int64(4)}],
-    ids=str,
+    ids=lambda params: str(params).partition(" at ")[0],
 )  # fmt: skip
 def test_a_clone_has_the_parameters_and_no_factors(params):
     model = fitted(iterations=1, **params)
