@@ -282,7 +282,9 @@ def test_a_missing_file_is_a_missing_file(tmp_path, name):
         read_triples(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [b"1,2,3\n", gzip.compress(b"1,2,3\n" * 99)[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"1,2,3\n", gzip.compress(b"1,2,3\n" * 99)[:-9]], ids=["plain", "cut off"]
+)
 def test_damaged_gzip_is_named(tmp_path, content):
     path = tmp_path / "r.csv.gz"
     path.write_bytes(content)
