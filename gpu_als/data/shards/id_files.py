@@ -38,7 +38,7 @@ def write_ids(
     Raises
     ------
     InputError
-        For a text that is no Unicode, or that NumPy would shorten.
+        For a text that is no Unicode.
     """
     if ids is None:
         return None
@@ -59,8 +59,6 @@ def write_ids(
 
 
 def _encode(text: str) -> bytes:
-    if text.endswith("\0"):  # arrays of texts lose these
-        raise InputError(f"ids: found {text!r}, which ends in a NUL character; leave that out")
     try:
         return text.encode()
     except UnicodeEncodeError:
