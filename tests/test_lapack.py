@@ -71,6 +71,22 @@ def test_a_bad_member_is_flagged_and_its_neighbours_are_right(m, spoil, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("m", [1, 2, 5, 16, 17, 32, 48])
+def test_a_solution_depends_on_no_other_system(m, dtype):
+    lhs, rhs = batch_of_systems(150, m, dtype)
+    among_bad = lhs.copy()
+    among_bad[[0, 70, 149]] = -np.eye(m, dtype=dtype)
+    good = np.setdiff1d(np.arange(150), [0, 70, 149])
+    expected, _ = cholesky_solve(lhs.copy(), rhs.copy())
+    found, failed = cholesky_solve(among_bad, rhs.copy())
+    assert np.flatnonzero(failed).tolist() == [0, 70, 149]
+    np.testing.assert_array_equal(found[good], expected[good])
+    for some in (slice(3, 4), slice(20, 33)):
+        alone, _ = cholesky_solve(lhs[some].copy(), rhs[some].copy())
+        np.testing.assert_array_equal(alone, expected[some])
+
+
+@DTYPES
 def test_one_by_one_systems(dtype):
     lhs = np.array([4, 0, -2, 0.5, np.nan], dtype).reshape(5, 1, 1)
     found, failed = cholesky_solve(lhs, np.array([[8], [1], [1], [3], [1]], dtype))

@@ -263,7 +263,7 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
 
 def _refuse_shortened(texts: list[str], name: str) -> None:
     """NumPy's arrays of texts, in which models keep ids, lose NULs at the end."""
-    found = next((text for text in texts if text[-1:] == "\0"), None)
+    found = next((text for text in texts if text.endswith("\0")), None)
     if found is not None:
         raise InputError(f"{name}: found {found!r}, which ends in a NUL character; leave that out")
 
