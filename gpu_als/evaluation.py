@@ -22,12 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from tqdm import tqdm
 
 from gpu_als import metrics
 from gpu_als.data.matrix import as_csr
 from gpu_als.data.splits import leave_k_out_split, train_test_split
 from gpu_als.errors import InputError
+from gpu_als.progress import ProgressBar
 
 __all__ = [
     "AUC_at_k",
@@ -311,7 +311,7 @@ def _batches(
         raise InputError("test_user_items: found no entry; pass at least one withheld interaction")
 
     size = max(1, min(_USERS_PER_BATCH, _PLACES_PER_BATCH // n_places))
-    with tqdm(total=len(users), disable=not show_progress) as progress:
+    with ProgressBar(show=show_progress, total=len(users)) as bar:
         for start in range(0, len(users), size):
             batch = users[start : start + size]
             ids = np.asarray(model.recommend(batch, train[batch], N=n_places)[0])
@@ -321,7 +321,7 @@ def _batches(
                     "pass a model that returns one row of ids per user"
                 )
             yield ids, test[batch]
-            progress.update(len(batch))
+            bar.update(len(batch))
 
 
 def _csr(name: str, matrix: Any) -> sparse.csr_matrix:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.checkpoint import Writer
 from gpu_als.engine import Engine, Model
 from gpu_als.errors import InputError, ModelFitError, SingularRowsWarning
+from gpu_als.progress import ProgressBar
 from gpu_als.report import FitReport
 from gpu_als.solvers import Solver
 
@@ -120,7 +120,7 @@ def train(
     lowest = min((_score(metrics) for metrics in report.metrics), default=np.inf)
     # Those being trained; the best so far; those a callback looks at.
     copies = 1 + (validate is not None) + (callback is not None)
-    bar = tqdm(total=schedule.iterations, initial=first, disable=not progress)
+    bar = ProgressBar(show=progress, total=schedule.iterations, initial=first)
     with engine.start(model, solvers, copies) as sweeps, bar:
         if best is not None:
             kept = sweeps.take(best)
@@ -149,7 +149,7 @@ def train(
                         kept = sweeps.state()
                 if improved:
                     report.best_iteration = iteration + 1
-                bar.set_postfix(_shown(report), refresh=False)
+                bar.set_postfix(_shown(report))
                 bar.update()
                 try:
                     if callback is not None:

@@ -14,6 +14,7 @@ ROOT = Path(gpu_als.__file__).parent
 # A module may import from its own floor and from below. The longest matching name counts.
 FLOORS = {
     "gpu_als.errors": 0,
+    "gpu_als.progress": 0,
     "gpu_als.data": 1,
     "gpu_als.solvers": 1,
     "gpu_als.metrics": 1,

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gpu_als.errors import DownloadError
+from gpu_als.progress import ProgressBar
 
 __all__ = ["PartialFile", "receive"]
 
@@ -95,13 +94,13 @@ def receive(url: str, part: PartialFile, size: int, *, target: Path, show_progre
             )
         if start == 0:
             part.restart(response.headers.get("ETag"))
-        bar = tqdm(
+        bar = ProgressBar(
+            show=show_progress,
             desc=target.name,
             total=size,
             initial=start,
             unit="B",
             unit_scale=True,
-            disable=not show_progress,
         )
         with part.path.open("ab") as file, bar:
             for chunk in _chunks(response, size - start, url, target):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError
+from gpu_als.progress import ProgressBar
 
 __all__ = ["recommendation_file"]
 
@@ -52,7 +52,7 @@ def recommendation_file(
     with (
         replacing(file) as stream,
         _FORMATS[suffix](stream, shape, np.dtype(dtype), ids) as write,
-        tqdm(total=shape[0], unit="user", disable=not show_progress) as bar,
+        ProgressBar(show=show_progress, total=shape[0], unit="user") as bar,
     ):
 
         def write_block(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:

@@ -17,6 +17,7 @@ import pytest
 from gpu_als.datasets import cache, download
 from gpu_als.datasets.cache import cache_folder, fetch
 from gpu_als.errors import DownloadError, GpuAlsError, InputError, ReadError
+from gpu_als.progress import ProgressBar
 
 CONTENT = np.random.default_rng(11).bytes(300_000)
 WAIT = 30
@@ -242,7 +243,7 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server, get, part, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download.tqdm, "update", interrupt)
+        patch.setattr(ProgressBar, "update", interrupt)
         with pytest.raises(KeyboardInterrupt):
             get()
     received = part.read_bytes()
@@ -269,7 +270,8 @@ def test_a_disk_that_takes_no_more_is_no_fault_of_the_network(server, get, part)
 FETCH = """
 import sys
 import threading
-from gpu_als.datasets import cache, download
+from gpu_als.datasets import cache
+from gpu_als.progress import ProgressBar
 url, size, md5, folder, kill = sys.argv[1:]
 if kill == "kill":
     import os, signal
@@ -279,7 +281,7 @@ if kill == "kill":
         received += count
         if received > 150_000:
             os.kill(os.getpid(), signal.SIGKILL)
-    download.tqdm.update = update
+    ProgressBar.update = update
 published = cache.PublishedFile(url, int(size), md5)
 cache.fetch(published, url=None, cache_dir=folder, show_progress=True)
 """

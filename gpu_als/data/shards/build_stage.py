@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from gpu_als.data.shards.entries import changed
 from gpu_als.data.shards.journal import Journal
@@ -15,6 +14,7 @@ from gpu_als.data.shards.sort_stage import all_parts, part_limit, runs_of
 from gpu_als.data.shards.task import Task
 from gpu_als.data.shards.values import Encoder
 from gpu_als.data.shards.writer import writing_side
+from gpu_als.progress import ProgressBar
 
 __all__ = ["build"]
 
@@ -25,16 +25,20 @@ def build(task: Task, journal: Journal) -> None:
     rows = load_rows(task)
     encoder = Encoder(task.value_type, lossy=task.lossy, codes=journal.codes)
     total = sum(int(rows[side].counts.sum()) for side in SIDES)
-    with tqdm(
-        total=total, desc="writing", unit="entries", unit_scale=True,
-        disable=not task.show_progress,
-    ) as bar:  # fmt: skip
+    with ProgressBar(
+        show=task.show_progress, total=total, desc="writing", unit="entries", unit_scale=True
+    ) as bar:
         for side in SIDES:
             _build_side(task, journal, side, rows, encoder, bar)
 
 
 def _build_side(
-    task: Task, journal: Journal, side: str, rows: dict[str, Rows], encoder: Encoder, bar: tqdm
+    task: Task,
+    journal: Journal,
+    side: str,
+    rows: dict[str, Rows],
+    encoder: Encoder,
+    bar: ProgressBar,
 ) -> None:
     parts, runs = all_parts(task, rows)[side], runs_of(task, journal)[side]
     at_once = part_limit(task, rows)

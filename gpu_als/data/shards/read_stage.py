@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gpu_als.data.model_file import read_arrays, write_arrays
 from gpu_als.data.shards.base_entries import base_blocks, n_base_bytes
@@ -20,6 +19,7 @@ from gpu_als.data.shards.records import SIDES
 from gpu_als.data.shards.task import Task
 from gpu_als.data.shards.values import Encoder
 from gpu_als.errors import InputError, ModelFileError, ReadError
+from gpu_als.progress import ProgressBar
 
 __all__ = ["ENTRIES", "load_rows", "read_input"]
 
@@ -45,8 +45,8 @@ def read_input(task: Task, journal: Journal) -> None:
     n_entries = 0
     total = sum(source.size for source in task.sources)
     total += 0 if task.base is None else n_base_bytes(task.base)
-    bar = tqdm(
-        total=total, desc="reading", unit="B", unit_scale=True, disable=not task.show_progress
+    bar = ProgressBar(
+        show=task.show_progress, total=total, desc="reading", unit="B", unit_scale=True
     )
     with bar, (task.work / ENTRIES).open("wb") as stream:
         for users, items, values in _input(task, collectors, bar):
@@ -111,7 +111,7 @@ def _collectors(task: Task) -> _Collectors:
 
 
 def _input(
-    task: Task, collectors: _Collectors, bar: tqdm
+    task: Task, collectors: _Collectors, bar: ProgressBar
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield entries: for both ids what the collectors made of them, and values."""
     block_bytes = task.budget.block_bytes

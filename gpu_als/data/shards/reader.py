@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
-from tqdm import tqdm
 
 from gpu_als.data.ids import IdMap
 from gpu_als.data.interactions import Interactions, encode
@@ -23,6 +22,7 @@ from gpu_als.data.shards.records import SIDES
 from gpu_als.data.shards.row_reading import read_rows
 from gpu_als.data.shards.shard import Shard
 from gpu_als.errors import InputError, ReadError
+from gpu_als.progress import ProgressBar
 
 __all__ = ["ShardedMatrix"]
 
@@ -202,8 +202,8 @@ class ShardedMatrix:
         """
         files = list(self.manifest.files())
         total = sum(record.bytes for _, record in files)
-        with tqdm(
-            total=total, desc="verifying", unit="B", unit_scale=True, disable=not show_progress
+        with ProgressBar(
+            show=show_progress, total=total, desc="verifying", unit="B", unit_scale=True
         ) as bar:
             for name, record in files:
                 path = (self.folder / name).parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
 from gpu_als.data.shards.entries import Runs, changed, read_blocks
 from gpu_als.data.shards.journal import Journal
@@ -12,6 +11,7 @@ from gpu_als.data.shards.plan import Parts
 from gpu_als.data.shards.read_stage import ENTRIES, load_rows
 from gpu_als.data.shards.records import SIDES
 from gpu_als.data.shards.task import Task
+from gpu_als.progress import ProgressBar
 
 __all__ = ["all_parts", "part_limit", "runs_of", "sort_out"]
 
@@ -30,9 +30,9 @@ def sort_out(task: Task, journal: Journal) -> None:
     for side in SIDES:
         runs[side].clear()
     find_user, find_item = (rows[side].lookup() for side in SIDES)
-    bar = tqdm(
-        total=journal.entries_bytes, desc="sorting", unit="B", unit_scale=True,
-        disable=not task.show_progress,
+    bar = ProgressBar(
+        show=task.show_progress, total=journal.entries_bytes, desc="sorting", unit="B",
+        unit_scale=True,
     )  # fmt: skip
     with bar:
         for n_bytes, (users, items, values) in read_blocks(path):
