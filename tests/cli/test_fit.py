@@ -196,7 +196,7 @@ def test_interrupt_saves_the_last_complete_iteration(model, files, tmp_path):
     with running(*command, stdout=subprocess.PIPE) as process:
         read_until(process.stderr, rb"[1-9]\d*/100000")
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=200)
     assert process.returncode == 130
     found = json.loads(rest)
     assert found["interrupted"] is True
@@ -226,5 +226,5 @@ def test_second_interrupt_aborts_at_once(files, tmp_path):
         process.send_signal(signal.SIGINT)
         read_until(process.stderr, b"again to abort")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == -signal.SIGINT
+        assert process.wait(timeout=200) == -signal.SIGINT
     assert os.listdir(tmp_path) == []

@@ -126,5 +126,5 @@ def test_closed_pipe_is_silent(files):
     process.stdout.close()  # before anything is written
     error = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=200) == 141
     assert error == b""

@@ -63,7 +63,7 @@ def test_a_killed_run_is_completed_to_the_same_file(command, whole, tmp_path, ca
     with running(*hanging, stdout=subprocess.PIPE) as process:
         read_until(process.stdout, b"hangs")
         process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) == -signal.SIGKILL
+        assert process.wait(timeout=200) == -signal.SIGKILL
     assert not (tmp_path / "m.npz").exists()
     assert main(command("m.npz", "state", "--resume")) == 0
     shown = capsys.readouterr()
@@ -79,7 +79,7 @@ def test_an_interrupted_run_is_completed_to_the_same_file(command, tmp_path, cap
     with running(sys.executable, "-c", FIT, *arguments, stdout=subprocess.PIPE) as process:
         read_until(process.stderr, rb"[1-9]\d*/100000")
         process.send_signal(signal.SIGINT)
-        told = json.loads(process.communicate(timeout=60)[0])
+        told = json.loads(process.communicate(timeout=200)[0])
     assert process.returncode == 130
     assert told["interrupted"] is True
     run = len(told["report"]["losses"])

@@ -60,7 +60,7 @@ def fit_on(client, model, data=DATA, **how):
     return fit(model, DaskInteractions(client, data), **how)
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=200):
     """Wait for something to become true."""
     until = time.monotonic() + seconds
     while not condition():

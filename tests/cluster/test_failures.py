@@ -311,7 +311,7 @@ def test_without_workers_and_without_hope(tmp_path, monkeypatch):
         begin = time.monotonic()
         with pytest.raises(ClusterError, match=r"the cluster has no workers .*checkpoint=FILE"):
             fit(implicit(iterations=ITERATIONS), data, checkpoint=file, callback=scale_down)
-        assert time.monotonic() - begin < 30
+        assert time.monotonic() - begin < 60
         with pytest.raises(ClusterError, match="the cluster has no workers"):
             fit(explicit(), data)
     assert_goes_on(file)
@@ -367,7 +367,7 @@ def test_a_scheduler_that_is_killed_ends_the_fit_quickly(tmp_path):
                 pytest.raises(ClusterError, match=r"(?s)the cluster was lost .*checkpoint=FILE"),
             ):
                 fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
-            assert time.monotonic() - begin < 20
+            assert time.monotonic() - begin < 60
             with pytest.raises(ClusterError, match="the client has lost the cluster"):
                 fit(explicit(), data)
     finally:

@@ -8,7 +8,7 @@ import pytest
 
 from gpu_als.datasets.cache import PublishedFile
 
-WAIT = 30  # seconds after which a test that hangs fails
+WAIT = 60  # seconds after which a test that hangs fails
 
 
 class FileServer:
