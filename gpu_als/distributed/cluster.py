@@ -130,9 +130,14 @@ class Cluster:
         while any(future.status == "pending" for future in futures):
             if any(future.status == "error" for future in futures):
                 return
-            with self.client.as_current(), suppress(TimeoutError):
-                wait(futures, timeout=_LOOK_SECONDS)
+            try:
+                with self.client.as_current():
+                    wait(futures, timeout=_LOOK_SECONDS)
                 return
+            except TimeoutError as error:
+                # A frame of Dask's holds the error, which holds that frame, all callers' and every
+                # future they know: workers would keep results until garbage is collected here.
+                error.__traceback__ = None
             until = self._look(until, needed)
 
     def _fetch(self, futures: Sequence[Future], needed: Sequence[str]) -> list[Any]:

@@ -214,12 +214,21 @@ def fetched_pieces(dask_worker):
 # On schedulers
 
 
-async def steal_no_tasks(dask_scheduler):
-    await dask_scheduler.extensions["stealing"].stop()
+async def _steal(dask_scheduler, tasks):
+    stealing = dask_scheduler.extensions["stealing"]
+    await (stealing.start() if tasks else stealing.stop())
 
 
-async def steal_tasks(dask_scheduler):
-    await dask_scheduler.extensions["stealing"].start()
+@contextmanager
+def results_stay(client):
+    """Let Dask move no task to a worker that has time for it, and drop no copy of a result."""
+    client.run_on_scheduler(_steal, tasks=False)
+    client.amm.stop()
+    try:
+        yield
+    finally:
+        client.amm.start()
+        client.run_on_scheduler(_steal, tasks=True)
 
 
 class CountSolves(SchedulerPlugin):

@@ -1,5 +1,6 @@
 """The course of a fit on a cluster: callbacks, interrupts, checkpoints, what it tells."""
 
+import gc
 import os
 import signal
 import warnings
@@ -20,8 +21,8 @@ from cluster.common import (
     fit_on,
     forget_fetched,
     implicit,
-    steal_no_tasks,
-    steal_tasks,
+    results_stay,
+    wait_until,
 )
 from gpu_als import StopTraining
 from gpu_als.checkpoint import Saved
@@ -148,14 +149,13 @@ def test_what_is_saved_holds_what_was_sent_between_workers(client, tmp_path):
 def test_what_is_told_of_transfers_is_what_workers_fetched(client):
     """As many pieces, and their bytes but for what goes with each.
 
-    Dask may move a piece besides, with a task that another worker has time for; not here.
+    Dask may move a piece besides; not here.
     """
-    client.run_on_scheduler(steal_no_tasks)
     rng = np.random.default_rng(19)
     data = sp.csr_matrix(rng.integers(0, 2, (400, 300)), dtype=np.float32)
     client.run(forget_fetched)
-    report = fit_on(client, implicit(factors=32, dtype=np.float64), data).report_
-    client.run_on_scheduler(steal_tasks)
+    with results_stay(client):
+        report = fit_on(client, implicit(factors=32, dtype=np.float64), data).report_
     n_workers = len(client.nthreads())
     expected = [(n * 32 * 8 * (n_workers - 1)) for n in (300, 400)]
     assert report.transferred == [tuple(expected)] * 2
@@ -163,6 +163,30 @@ def test_what_is_told_of_transfers_is_what_workers_fetched(client):
     assert len(fetched) == 2 * 2 * n_workers * (n_workers - 1)
     told = sum(map(sum, report.transferred))
     assert told <= sum(fetched) <= told + len(fetched) * (32 * 32 * 8 + 2000)  # a Gram, and names
+
+
+@two_workers
+def test_workers_hold_no_more_and_no_longer_where_tasks_take_long(client, monkeypatch):
+    """The client looks after the cluster many times in each half-sweep, and collects no garbage."""
+    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.001)
+
+    def held():
+        return sum(map(len, client.has_what().values()))
+
+    def look(iteration, *_):
+        if iteration == 0:
+            at_first.append(held())
+        else:
+            wait_until(lambda: held() <= at_first[0])
+
+    at_first = []
+    gc.collect()
+    gc.disable()
+    try:
+        fit_on(client, implicit(iterations=4), callback=look)
+        wait_until(lambda: held() == 0)
+    finally:
+        gc.enable()
 
 
 @two_workers
