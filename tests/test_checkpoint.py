@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import random_ratings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cupy_backend import cupy_backend  # noqa: F401
 
@@ -37,12 +37,7 @@ N_USERS, N_ITEMS, ITERATIONS = 40, 30, 8
 RATINGS = random_ratings(N_USERS, N_ITEMS, 0.3, 11)
 HELD_OUT = random_ratings(N_USERS, N_ITEMS, 0.1, 12)
 WEIGHTS = np.random.default_rng(13).choice([0, 0.5, 1, 4], RATINGS.nnz)
-BY_HYPOTHESIS = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+BY_HYPOTHESIS = settings(max_examples=40)
 
 
 def explicit(**params):

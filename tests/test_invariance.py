@@ -20,7 +20,7 @@ OBJECTIVES = {
     "implicit": Implicit(0.7, 2.0),
     "ials": IALS(0.4, 1.5, 0.2, 0.7),
 }
-BY_HYPOTHESIS = settings(derandomize=True, deadline=None, max_examples=50)
+BY_HYPOTHESIS = settings(max_examples=50)
 
 
 @st.composite
@@ -244,7 +244,7 @@ packings = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(plan=packings)
 def test_packing(plan):
     counts, k, budget = plan["counts"], plan["n_factors"], plan["batch_elements"]

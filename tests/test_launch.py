@@ -13,7 +13,7 @@ from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits, Launch, Plan, pl
 from gpu_als.data.packing import Packing, pack_rows
 from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
 
-BY_HYPOTHESIS = settings(derandomize=True, deadline=None, max_examples=150)
+BY_HYPOTHESIS = settings(max_examples=150)
 EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES, ids=lambda device: f"sm_{device}")
 EVERY_SOLVER = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
 

@@ -314,7 +314,7 @@ def test_the_order_of_events_does_not_show(warps):
 
 
 @on_cpu
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n_users=st.integers(1, 40),
     n_items=st.integers(1, 600),

@@ -156,7 +156,7 @@ class Cluster:
     def _running(self) -> dict[str, int]:
         """Return the workers that Dask has not paused, as it does when memory is nearly full."""
         self._check()
-        known = self.client.scheduler_info()["workers"]
+        known = self.client.scheduler_info(n_workers=-1)["workers"]  # some versions tell of five
         paused = {address for address, each in known.items() if each["status"] == "paused"}
         return {each: n for each, n in self.client.nthreads().items() if each not in paused}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpu_als.distributed.balance import cut_by_work, homes, work_of_rows
 
-BY_HYPOTHESIS = settings(derandomize=True, deadline=None, max_examples=200)
+BY_HYPOTHESIS = settings(max_examples=200)
 works = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60).map(np.array)
 names = st.text("abcdef", min_size=1, max_size=2)
 clusters = st.dictionaries(names, st.integers(1, 8), min_size=1, max_size=6)

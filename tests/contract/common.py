@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from test_cupy_backend import needs_gpu
 
@@ -40,10 +40,7 @@ DEVICES = ["numpy", "stand-in", pytest.param("gpu", marks=needs_gpu)]
 on_gpus = pytest.mark.parametrize("use_gpu", DEVICES[1:], indirect=True)
 without_stand_in = pytest.mark.parametrize("use_gpu", DEVICES[::2], indirect=True)
 
-# Each example fits models: fewer of them, and no deadline on a busy machine.
-any_feedback = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+any_feedback = settings(max_examples=30)  # fewer, since each fits models
 
 # Within what the normal equations bear in float64: beyond, implicit loses its digits (see
 # test_repaired_faults.py), and so does the reference.
