@@ -38,7 +38,7 @@ class Schedule:
     iterations : int
         Most iterations to run.
     tol : float or None
-        Stop when an iteration lowers the loss by less than ``tol`` times the loss.
+        Stop when an iteration lowers the loss by no more than ``tol`` times the loss.
     patience : int or None
         Stop when the first validation metric has not improved for this many iterations.
     """

@@ -45,6 +45,16 @@ def test_both_sides(problem, lmbda):
     np.testing.assert_array_equal(x, x_before)
 
 
+@pytest.mark.parametrize("variable", ["x", "y"])
+def test_the_side_that_is_held_may_be_read_only(problem, variable):
+    ratings, x, y = problem
+    held = y if variable == "x" else x
+    held.flags.writeable = False
+    solved = als_step(ratings, x, y, variable, K, 0.3)
+    rated = ratings if variable == "x" else ratings.T
+    np.testing.assert_allclose(solved, expected_rows(rated, held, 0.3), rtol=1e-10, atol=1e-14)
+
+
 def test_steps_lower_the_objective(problem):
     ratings, x, y = problem
 

@@ -37,6 +37,22 @@ def test_a_failed_fit_leaves_the_model_as_it_was(interruption):
     np.testing.assert_array_equal(model.predict(0, 0), before)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: explicit(scale_regularization=None, **options),
+        lambda **options: AlternatingLeastSquares(3, iterations=1, use_cg=False, **options),
+    ],
+    ids=["explicit", "implicit"],
+)
+def test_a_penalty_whose_square_float32_cannot_hold_is_refused(make):
+    """It holds up to 3.4e38, the square of 1.8e19."""
+    with pytest.raises(InputError, match=r"regularization.* exceeds 2e\+19"):
+        make(regularization=2e19).fit(RATINGS)
+    make(regularization=1.8e19).fit(RATINGS)
+    make(regularization=2e19, dtype=np.float64).fit(RATINGS)
+
+
 @pytest.mark.parametrize("change", [{"factors": 4}, {"factors": 2}, {"bias": False}])
 def test_a_model_changed_after_training_is_not_folded_in_or_saved(change):
     model = explicit().fit(RATINGS).set_params(**change)

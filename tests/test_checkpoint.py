@@ -882,6 +882,14 @@ def test_what_killed_fits_left_beside_the_file_is_deleted_and_nothing_else(tmp_p
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "s.npz"])
 
 
+def test_a_name_that_looks_like_a_pattern_stands_for_itself_alone(tmp_path):
+    left, other = (f".{name}.npz.0123456789abcdef.tmp" for name in ("s[12]*", "s1"))
+    for name in (left, other):
+        (tmp_path / name).write_bytes(b"half a state")
+    fit(explicit(), checkpoint=tmp_path / "s[12]*")
+    assert sorted(os.listdir(tmp_path)) == sorted([other, "s[12]*.npz"])
+
+
 KILLS = 50
 LINES = 6000
 """A child is killed within so many lines of training and saving, those of a few iterations."""

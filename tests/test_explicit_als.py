@@ -2,13 +2,14 @@
 
 import io
 import zipfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import nonnegative_minimiser, random_ratings
 
-from gpu_als import ExplicitALS, Interactions, StopTraining, solvers
+from gpu_als import ExplicitALS, Interactions, StopTraining, engine, solvers
 from gpu_als.backends.numpy.reference import objective_value, row_system, solve_row
 from gpu_als.data.ids import IdMap
 from gpu_als.errors import (
@@ -17,6 +18,7 @@ from gpu_als.errors import (
     ModelFileError,
     ModelFitError,
     NotFittedError,
+    SingularRowsWarning,
 )
 from gpu_als.estimators import external_ids
 
@@ -113,6 +115,17 @@ def test_the_mean_and_biases():
     assert model.global_mean == 0
     np.testing.assert_array_equal(model.user_biases, np.zeros(30))
     np.testing.assert_array_equal(model.item_biases, np.zeros(20))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_mean_of_float32_ratings_is_added_up_in_float64(weighted):
+    """Whole numbers whose sums float64 holds to the last unit and float32 does not."""
+    rng = np.random.default_rng(79)
+    whole = rng.integers(1, 1000 if weighted else 2**20, (30, 40))
+    often = rng.integers(1, 1000, whole.shape) if weighted else np.ones_like(whole)
+    weights = often.astype(np.float32) if weighted else None
+    model = fit(whole.astype(np.float32), weights=weights, dtype=np.float32, iterations=1)
+    assert model.global_mean == int((whole * often).sum()) / int(often.sum())
 
 
 def test_predict_is_the_formula():
@@ -271,6 +284,25 @@ def test_bad_weights(weights, spoil, message):
         fit(weights=spoil(weights))
 
 
+@pytest.mark.parametrize("container", [sp.csr_matrix, sp.csc_matrix, sp.coo_matrix])
+def test_weights_need_every_entry_once(container):
+    """Of two ratings of one cell, which are added up, neither weight would be the sum's."""
+    ratings = container(sp.coo_matrix(([2.0, 1, 4, 3], ([0, 0, 1, 2], [0, 1, 0, 1]))))
+    fit(ratings, weights=np.ones(4))
+    ratings.data, places = np.append(ratings.data, 5.0), ratings.tocoo()
+    rows, columns = np.append(places.row, 0), np.append(places.col, 0)
+    if container is sp.coo_matrix:
+        twice = sp.coo_matrix((ratings.data, (rows, columns)))
+    else:
+        major, minor = (rows, columns) if container is sp.csr_matrix else (columns, rows)
+        order = np.argsort(major, kind="stable")
+        starts = np.append(0, np.cumsum(np.bincount(major)))
+        twice = container((ratings.data[order], minor[order], starts), shape=(3, 2))
+    assert twice.nnz == 5
+    with pytest.raises(InputError, match=r"sample_weight.*once each"):
+        fit(twice, weights=np.ones(5))
+
+
 @pytest.mark.parametrize("form", ["lil", "dok", "dia", "dense"])
 def test_weights_by_entry_need_entries_in_order(form):
     ratings = RATINGS.toarray() if form == "dense" else RATINGS.asformat(form)
@@ -363,6 +395,29 @@ def test_tol_stops_when_the_loss_settles():
         assert report.stopped == "tol"
         assert report.iterations == expected < 60
     assert fit(iterations=5, tol=0.0).report_.iterations == 5
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-3])
+def test_tol_stops_a_fit_whose_loss_can_fall_no_further(tol):
+    """Ratings of zero are met to the last bit, and nothing is lower than a loss of zero."""
+    zeros = sp.csr_matrix((np.zeros(6), ([0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 0])), shape=(3, 3))
+    report = fit(zeros, bias=False, iterations=9, tol=tol).report_
+    assert report.losses == [0.0, 0.0]
+    assert report.stopped == "tol"
+
+
+@pytest.mark.parametrize("worst", range(4))
+def test_the_reported_residual_is_the_largest_of_all_half_sweeps(worst, monkeypatch):
+    """Of either side, and of the first iteration as of the last."""
+    solve, numbers = engine.solve_parts, iter(range(4))
+
+    def solve_with_a_residual(*args, **options):
+        stats = solve(*args, **options)
+        stats.residual = 0.25 if next(numbers) == worst else 0.125
+        return stats
+
+    monkeypatch.setattr(engine, "solve_parts", solve_with_a_residual)
+    assert fit(iterations=2).report_.max_residual == 0.25
 
 
 def test_callbacks_see_every_iteration():
@@ -510,6 +565,18 @@ def test_folding_in_the_training_data_gives_the_next_users():
     factors, biases = model.fold_in_users(RATINGS, return_biases=True)
     np.testing.assert_allclose(factors, model.user_factors, atol=1e-4)
     np.testing.assert_allclose(biases, model.user_biases, atol=1e-4)
+
+
+def test_recommendations_to_new_users_follow_from_their_folded_in_factors():
+    """To the rounding of float64: their ratings are read in the dtype of the model."""
+    model = fit()
+    new = RATINGS * (1 + 1e-9)
+    ids, scores = model.recommend(np.arange(new.shape[0]), new, N=5, recalculate_user=True)
+    factors, biases = model.fold_in_users(new, return_biases=True)
+    exact = model.global_mean + biases[:, None] + model.item_biases + factors @ model.item_factors.T
+    listed = np.where(ids < 0, 0, ids)
+    found = np.where(ids < 0, 0, scores), np.where(ids < 0, 0, np.take_along_axis(exact, listed, 1))
+    np.testing.assert_allclose(*found, rtol=1e-12)
 
 
 def test_fold_in_wants_the_items_it_knows():
@@ -676,6 +743,21 @@ def test_empty_rows_and_columns_predict_the_mean():
     np.testing.assert_array_equal(model.user_factors[[0, 7]], np.zeros((2, 4)))
     np.testing.assert_array_equal(model.item_factors[4], np.zeros(4))
     assert model.predict(0, 4)[0] == model.global_mean
+
+
+@pytest.mark.parametrize("how", [{"iterations": 0}, {"regularization": 0.0, "iterations": 2}])
+def test_empty_rows_and_columns_predict_the_mean_even_where_nothing_solves_them(how):
+    """Before the first iteration, and without a penalty, which leaves their systems singular."""
+    dense = RATINGS.toarray()
+    dense[[2, 9]] = 0
+    dense[:, 11] = 0
+    ratings = sp.csr_matrix(dense)
+    warns = pytest.warns(SingularRowsWarning) if how["iterations"] else nullcontext()
+    with warns:
+        model = fit(ratings, factors=2, **how)
+    assert not model.user_factors[[2, 9]].any()
+    assert not model.item_factors[11].any()
+    np.testing.assert_array_equal(model.predict([2, 9], 11), model.global_mean)
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (8, 1), (1, 1)])

@@ -118,6 +118,14 @@ def test_on_a_device(device, tmp_path, monkeypatch, case, streamed):
     assert found.report_.losses == pytest.approx(expected.report_.losses, rel=1e-5)
 
 
+def test_rows_are_taken_out_of_rows_that_were_taken_out():
+    counts = np.arange(1, 31)
+    every = ShardRows((SimpleNamespace(start=0, stop=30),), 9, np.dtype("f4"), counts, (0, 30))
+    some = every.between(8, 27).between(11, 20)
+    assert (some.bounds[0], some.bounds[-1]) == (11, 20)
+    assert some.counts().tolist() == counts[11:20].tolist()
+
+
 @given(data=st.data())
 def test_a_part_has_rows_of_one_shard_or_whole_shards_that_fit(data):
     counts = np.array(data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=30)))

@@ -242,6 +242,21 @@ def test_repeated_entries_count_as_often_as_they_are_stored():
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)
 
 
+@BATCHES
+def test_the_objective_of_float32_rows_is_added_up_in_float64(per_factor):
+    """Factors of zero predict nothing: what is left is the sum of squares of whole numbers."""
+    rng = np.random.default_rng(33)
+    indptr, indices = ragged_rows(rng.integers(0, 90, 200), 90, 34)
+    ratings = rng.integers(-4000, 4001, len(indices))
+    rows = SparseRows(indptr, indices, ratings.astype(np.float32), None, 90)
+    backend = NumpyBackend(1, per_factor * 3)
+    problem = Explicit(0.5).row_problem(rows, 3, backend.batch_elements, "users")
+    solved = np.ones((200, 3), np.float32)
+    stats = solve_side(backend, problem, np.zeros((90, 3), np.float32), solved, Cholesky())
+    assert not solved.any()
+    assert stats.objective == (ratings**2).sum()
+
+
 def test_a_failed_factorisation_without_an_error_is_noticed(monkeypatch):
     """As CuPy does it: the matrix comes back half done, with a plausible diagonal."""
     whole = np.linalg.cholesky

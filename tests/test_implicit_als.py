@@ -15,6 +15,9 @@ from gpu_als.errors import (
     InputError,
     ModelFileError,
 )
+from gpu_als.estimators.implicit_loss import sum_of_magnitudes
+from gpu_als.objectives import Implicit
+from gpu_als.row_problem import SparseRows
 
 
 def fit(user_items=PLAYS, callback=None, **params):
@@ -62,6 +65,15 @@ def test_the_reported_loss_of_ials(weights, use_cg):
         regularization_exponent=weights[1],
     )  # fmt: skip
     assert model.report_.losses[-1] == pytest.approx(ials_loss_of(model, PLAYS), rel=1e-12)
+
+
+def test_confidences_in_float32_are_added_up_in_float64():
+    """Whole numbers, some disliked, whose sum float32 cannot hold to the last unit."""
+    values = np.random.default_rng(35).integers(-(2**20), 2**20, 3000)
+    matrix = sp.csr_matrix(values.reshape(30, 100).astype(np.float32))
+    constant = Implicit(0.1, 2.0).constant(SparseRows.from_csr(matrix))
+    assert constant == 2 * values[values > 0].sum()
+    assert sum_of_magnitudes(matrix.data) == np.abs(values).sum()
 
 
 # --- fitting -------------------------------------------------------------------------------------
@@ -158,6 +170,17 @@ def test_one_row_and_one_column(shape, factors, use_cg):
     assert model.report_.losses[-1] == pytest.approx(
         documented_loss(model, sp.csr_matrix(np.full(shape, 3.0))), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("use_cg", [False, True])
+def test_rows_on_which_no_cell_pulls_are_zero_and_not_singular(use_cg):
+    """Their ridge is that of one cell, whatever the exponent."""
+    plays = sp.csr_matrix(np.array([[1.0, 0, 2], [0, 0, 0], [3, 0, 1]]))
+    model = fit(plays, unobserved_weight=0.0, regularization_exponent=1.0, use_cg=use_cg)
+    assert model.report_.singular_rows == 0
+    assert not model.user_factors[1].any()
+    assert not model.item_factors[1].any()
+    assert model.user_factors[[0, 2]].any(axis=1).all()
 
 
 def test_more_factors_than_users_and_items():

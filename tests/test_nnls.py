@@ -110,6 +110,34 @@ def test_a_system_that_is_not_definite_is_flagged_alone():
     check_conditions(lhs[good], rhs[good], x[good])
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_a_system_that_is_not_definite_stays_flagged_whatever_its_parts_are(k):
+    """With every coordinate at 0 nothing is left of the matrix that could fail."""
+    lhs, rhs = -np.tile(np.eye(k), (2, 1, 1)), -np.ones((2, k))
+    _, failed = solve_nonnegative(OPS, lhs, rhs)
+    assert failed.all()
+
+
+def test_signs_within_rounding_are_no_violation_and_not_handed_out():
+    rhs = np.array([[1.0, -1e-9, -1e-9], [-1e-9, 1.0, 2.0]], np.float32)
+    x, failed = solve_nonnegative(OPS, np.tile(np.eye(3, dtype=np.float32), (2, 1, 1)), rhs, 1)
+    assert not failed.any()
+    np.testing.assert_array_equal(x, [[1, 0, rhs[0, 2]], [0, 1, 2]])
+
+
+def test_a_system_that_does_not_settle_is_flagged():
+    class NeverSettles(NumpyBackend):
+        """Every coordinate comes out negative, so each is taken out and put in for ever."""
+
+        def cholesky_solve(self, lhs, rhs):
+            return np.full_like(rhs, -1), np.zeros(len(rhs), bool)
+
+    lhs, rhs = systems(4, 3)
+    x, failed = solve_nonnegative(NeverSettles(1), lhs, np.abs(rhs))
+    assert failed.all()
+    assert (x >= 0).all()
+
+
 def test_a_system_does_not_depend_on_its_neighbours():
     lhs, rhs = systems(30, 9)
     together, _ = solve_nonnegative(OPS, lhs, rhs)

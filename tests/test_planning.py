@@ -74,6 +74,14 @@ def test_more_workers_are_an_option_where_the_other_side_fits():
     )
 
 
+@pytest.mark.parametrize(("sides", "possible"), [(2.9, False), (3.5, True)])
+def test_workers_with_less_than_the_other_side_three_times_are_no_option(sides, possible):
+    """Of a thousand workers each has next to nothing of its own."""
+    side = 1_000_000 * (64 + 1) * 4
+    found = plan(10**6, 10**6, 10**8, 64, threads=1, host_memory=int(sides * side))
+    assert any("workers" in option for option in found.options) == possible
+
+
 def test_the_processors_are_an_option_where_only_the_device_is_too_small():
     found = plan(*RATINGS, device_memory=GIB // 4, host_memory=64 * GIB)
     assert not found.device_fits
@@ -91,6 +99,7 @@ def test_nothing_is_allocated():
 def test_every_part_can_be_the_larger_one():
     base = plan(*RATINGS, threads=2).host
     assert plan(*RATINGS[:3], 256, threads=2).host.factors > 1.9 * base.factors
+    assert base.sweep == RATINGS[0] * (128 + 1) * 4  # the users, with their biases
     wide = plan(*RATINGS, threads=2, dtype=np.float64).host
     assert wide.sweep == 2 * base.sweep
     assert wide.data > 1.4 * base.data

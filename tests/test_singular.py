@@ -10,8 +10,10 @@ import scipy.sparse as sp
 from helpers import ragged_rows, random_ratings, residuals
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, als_step, factorize
+from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.numpy.reference import objective_value, row_system, solve_row
+from gpu_als.backends.rescue import solve_carefully
 from gpu_als.errors import SingularRowsWarning
 from gpu_als.objectives import IALS, Dense, Explicit, Implicit
 from gpu_als.row_problem import SparseRows
@@ -133,6 +135,28 @@ def test_low_rank_up_to_rounding_stays_in_bounds(k, per_factor, solver, dtype):
             _, solved, _ = solve(Explicit(ridge, False), rows, fixed, solver, per_factor)
             # A rank of k - 1 in float32 may be k with a tiny singular value: size is 1 over that.
             assert np.abs(solved).max() < (1e3 if rank == 1 else 1e5)
+
+
+@DTYPES
+def test_conjugate_gradients_take_no_step_along_a_residual_of_rounding(dtype):
+    """A step along it could have any length, here 1; beside it is a row with more to go."""
+    eps = np.finfo(dtype).eps
+    lhs = np.tile(np.diag([1, 4 * eps]).astype(dtype), (2, 1, 1))
+    rhs = np.array([[1, 4 * eps], [1, 64 * eps]], dtype)
+    start = np.array([[1, 0], [1, 0]], dtype)
+    for steps in (1, 3):
+        z, _ = conjugate_gradient(np, DenseSystem(lhs, rhs), start, steps)
+        np.testing.assert_array_equal(z, [[1, 0], [1, 16]])
+
+
+@EXACT
+def test_a_careful_solve_gives_zero_for_singular_systems_alone(solver):
+    lhs = np.array([[[1.0, 1], [1, 1]], [[1, 0], [0, 4]], [[np.inf, 0], [0, 1]]])
+    x, singular = solve_carefully(
+        NumpyBackend(1), lhs, np.array([[3.0, 3], [3, 2], [1, 1]]), solver
+    )
+    assert singular.tolist() == [True, False, True]
+    np.testing.assert_array_equal(x, [[0, 0], [3, 0.5], [0, 0]])
 
 
 @DTYPES
@@ -371,3 +395,18 @@ def test_als_step_keeps_singular_rows():
     np.testing.assert_array_equal(x[0], former[0])
     expected = np.linalg.lstsq(y[:5], ratings[1, :5])[0]
     np.testing.assert_allclose(x[1], expected, rtol=1e-9)
+
+
+@BATCHES
+@EXACT
+def test_rows_whose_solution_the_dtype_cannot_hold_keep_their_former_values(per_factor, solver):
+    """``x = r / y`` of 1e42 is regular, but beyond float32; beside it is one that is not."""
+    fixed = np.array([[1e-30], [2.0]], np.float32)
+    indptr = np.array([0, 1, 2, 14])
+    indices = np.array([0, 1, *[0] * 12])
+    values = np.where(indices == 0, 1e12, 3.0).astype(np.float32)
+    rows = SparseRows(indptr, indices, values, None, 2)
+    start, solved, stats = solve(Explicit(0.0, False), rows, fixed, solver, per_factor)
+    np.testing.assert_array_equal(solved[[0, 2]], start[[0, 2]])
+    assert solved[1, 0] == pytest.approx(1.5, rel=1e-6)
+    assert stats.singular == 2

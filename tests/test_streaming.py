@@ -1,6 +1,10 @@
 # ruff: noqa: F811 (fixtures are arguments of the same name)
 """Data that passes through the device in parts gives the factors of data that stays there."""
 
+from bisect import bisect_left
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -10,12 +14,15 @@ from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 
 import gpu_als
 from gpu_als import engine
+from gpu_als.backends import BackendChoice
 from gpu_als.backends.ahead import one_ahead
 from gpu_als.errors import BackendError
 from gpu_als.memory.device_plan import plan_device
 from gpu_als.memory.fit_shape import FitShape
+from gpu_als.objectives import Explicit
 from gpu_als.row_problem import SparseRows
 from gpu_als.side import WholeRows
+from gpu_als.training_data import InMemory
 
 
 def interactions(n_users=70, n_items=40, seed=903):
@@ -186,6 +193,23 @@ def test_plans_keep_to_what_is_available(exponent, copies, value_bytes):
         assert 1 << exponent < 2 * least + (1 << 30)
     else:
         assert plan.total <= 1 << exponent
+
+
+def test_data_make_room_for_every_copy_of_the_factors():
+    """How much has to be free for data to stay grows by both sides' factors with each of them."""
+    choice = BackendChoice("numpy", 1)
+    local = InMemory(interactions(700, 400)).engine(Explicit(0.1), 64, choice)
+    model = engine.Model(*(np.zeros((n, 64), np.float32) for n in (700, 400)))
+
+    def stay(available, copies):
+        device = SimpleNamespace(room=lambda: (available, 1 << 20), stores_half=False)
+        try:
+            return engine.fit_to_device(device, local.sides, model, copies)[1]
+        except BackendError:
+            return False
+
+    least = [bisect_left(range(1 << 30), True, key=partial(stay, copies=n)) for n in (1, 2, 3)]
+    assert np.diff(least).tolist() == [4 * 64 * 1100] * 2
 
 
 def test_a_device_too_small_for_the_factors_is_refused_with_the_numbers():

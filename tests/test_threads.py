@@ -28,7 +28,7 @@ import gpu_als
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import NotFittedError
-from gpu_als.estimators import new_rows, recommending
+from gpu_als.estimators import recommending
 
 PACKAGE = str(Path(gpu_als.__file__).parent)
 ESTIMATORS = str(Path(PACKAGE) / "estimators")
@@ -366,21 +366,22 @@ def test_partial_fits_at_the_same_time_both_land(monkeypatch, side):
 
     model = implicit()
     model._writing = lock = WatchedLock()
-    begun, check = threading.Event(), new_rows.check_index_array
+    begun, publish = threading.Event(), AlternatingLeastSquares._publish
 
     def second():
         getattr(model, name)([17], rows[17])
         lock.awaited.set()  # in case it need not wait
 
-    def check_in_the_middle(*arguments, **options):
+    def publish_in_the_middle(self, **attributes):
+        """Have the second begin when the first has taken the former rows and changed its own."""
         if threading.current_thread() is threading.main_thread() and not begun.is_set():
             begun.set()
             thread.start()
             assert lock.awaited.wait(60)
-        return check(*arguments, **options)
+        publish(self, **attributes)
 
     thread = threading.Thread(target=second)
-    monkeypatch.setattr(new_rows, "check_index_array", check_in_the_middle)
+    monkeypatch.setattr(AlternatingLeastSquares, "_publish", publish_in_the_middle)
     getattr(model, name)([3], rows[3])
     thread.join(60)
     assert begun.is_set()
@@ -447,6 +448,23 @@ def test_threads_that_read_and_threads_that_change_the_model(num_threads):
     in_threads(write, read, read)
     model.partial_fit_items(SOME, rows[0])
     assert bits(model.recommend(SOME, PLAYS[SOME], recalculate_user=True)) == answers[0]
+
+
+def test_tasks_that_nobody_waits_for_any_more_are_not_begun():
+    """As when one of them fails: what has been begun ends, and the rest of the queue is let go."""
+    backend, go_on, begun = NumpyBackend(2), threading.Event(), []
+
+    def task(number):
+        begun.append(number)
+        assert number == 0 or go_on.wait(60)
+        return number
+
+    results = backend.map(task, range(100))
+    assert next(results) == 0
+    results.close()
+    go_on.set()
+    assert list(backend.map(str, range(50))) == list(map(str, range(50)))  # the queue is empty
+    assert len(begun) <= 3  # the first, and one in each thread
 
 
 def blas_threads():

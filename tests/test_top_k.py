@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.ranking import tiles
+from gpu_als.ranking.filters import Filters
 from gpu_als.ranking.top_k import lowest_score, top_k
 
 BACKEND = NumpyBackend(2)
@@ -71,6 +72,16 @@ def test_ties_go_to_the_lowest_id(n_items, dtype):
     for n_best in {1, 2, 10, n_items // 64, n_items // 4, n_items - 1, n_items}:
         if 0 < n_best <= n_items:
             check(users, items, n_best)
+
+
+def test_places_of_filtered_items_are_counted_beyond_2_to_the_31():
+    """Place ``item * n_users + user``, for the most items that ids of 32 bits tell apart."""
+    last = 2**31 - 2
+    columns = np.array([3, last, 0, last], np.int32)
+    liked = sp.csr_matrix((np.ones(4), columns, [0, 2, 2, 4]), shape=(3, last + 1))
+    places = Filters(liked, None).places(0, 3)
+    assert places.tolist() == [0 * 3 + 2, 3 * 3 + 0, last * 3 + 0, last * 3 + 2]
+    assert Filters(liked, None).places(2, 3).tolist() == [0, last]
 
 
 @pytest.mark.parametrize("tile_elements", [200, 5000, 3 << 19])

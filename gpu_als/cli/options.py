@@ -183,7 +183,7 @@ def _add_explicit_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--tol", type=float, metavar="F",
-        help="stop when an iteration lowers the loss by less than this fraction (default: off)",
+        help="stop when an iteration lowers the loss by no more than this fraction (default: off)",
     )  # fmt: skip
     group.add_argument(
         "--patience", type=int, metavar="N",

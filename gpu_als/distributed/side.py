@@ -113,26 +113,30 @@ class DaskSide:
 
     def solve(self, fixed: DaskSide) -> list[Told]:
         """Run a half-sweep with the other side held."""
+        self._coming = self._begin(fixed)
+        self._is_secure = False
+        self._arrive()
+        return self.held
+
+    def _begin(self, fixed: DaskSide) -> list[Future]:
+        """Submit a half-sweep. An error of it finds no Gram here that it could keep on a worker."""
         submit = self.cluster.submit
         gram = None
         if self._how.wants_gram:
             gram = submit(sum_grams, fixed._of_each(gram_of, fixed.pieces))
         if self.group is None:
             self.homes = homes(self.homes, self.cluster.workers())
-            self._coming = [
+            return [
                 submit(solve, part, former, fixed.pieces, gram, self._how, on=home)
                 for part, former, home in zip(self._parts, self.pieces, self.homes, strict=True)
             ]
-        else:
-            exchange = self._how, self.group.token, fixed.bounds
-            each = zip(self._parts, self.pieces, fixed.pieces, self.homes, strict=True)
-            self._coming = [
-                submit(solve_together, part, former, own, gram, *exchange, on=home, only=True)
-                for part, former, own, home in each
-            ]
-        self._is_secure = False
-        self._arrive()
-        return self.held
+        exchange = self._how, self.group.token, fixed.bounds
+        return [
+            submit(solve_together, part, former, own, gram, *exchange, on=home, only=True)
+            for part, former, own, home in zip(
+                self._parts, self.pieces, fixed.pieces, self.homes, strict=True
+            )
+        ]
 
     def rows(self) -> np.ndarray:
         """Return the present factors."""

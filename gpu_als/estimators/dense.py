@@ -66,7 +66,7 @@ def factorize(
     iterations : int
         Most iterations.
     tol : float or None
-        Stop when an iteration lowers the objective by less than this fraction.
+        Stop when an iteration lowers the objective by no more than this fraction.
     solver : {"auto", "cholesky", "cg"}
     backend : {"auto", "numpy", "cupy"}
     num_threads : int

@@ -69,7 +69,7 @@ class ExplicitALS(StoredRatingModel, Recommends):
     iterations : int
         Most sweeps over both sides.
     tol : float, optional
-        Stop when an iteration lowers the objective by less than this fraction.
+        Stop when an iteration lowers the objective by no more than this fraction.
     patience : int, optional
         Stop when the validation RMSE has not improved for this many iterations.
     solver : {"auto", "cholesky", "cg"} or an object of ``gpu_als.solvers``

@@ -26,6 +26,8 @@ _USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
 class Recommends(HasIds):
     """Mixin: recommendations by the inner products of rows that the estimator supplies."""
 
+    dtype: np.dtype
+
     def _get_backend(self) -> Backend:
         raise NotImplementedError
 
@@ -102,7 +104,7 @@ class Recommends(HasIds):
         rows = None
         if filter_already_liked_items or recalculate_user:
             why = "filter" if filter_already_liked_items else "recalculate"
-            rows = requested_rows(user_items, len(ids), n_items, why)
+            rows = requested_rows(user_items, len(ids), n_items, why, dtype=self.dtype)
         backend = self._get_backend()
         with backend.session():
             users, catalogue = self._queries(backend, ids, rows if recalculate_user else None)
@@ -167,7 +169,7 @@ class Recommends(HasIds):
         users = check_index_array(everybody, len(self.user_factors), name="userids")
         liked = None
         if filter_already_liked_items:
-            liked = requested_rows(user_items, len(users), n_items, "filter")
+            liked = requested_rows(user_items, len(users), n_items, "filter", dtype=self.dtype)
         candidates = n_items
         if items is not None:
             candidates = len(np.unique(check_index_array(items, n_items, name="items")))

@@ -79,6 +79,14 @@ def test_explicit_models_can_be_ranked_too(files, capsys):
     assert f"users ranked  {len(good)}; no --train" in shown
 
 
+def test_a_rating_that_equals_the_least_one_is_a_hit(files, tmp_path, capsys):
+    test = tmp_path / "test.csv"
+    test.write_text("user,item,rating\nu1,1001,4\nu2,1002,3.999\nu3,1003,4.001\n")
+    found = evaluate(capsys, files / "explicit.npz", test, "--ranking", "--min-rating", 4, "-k", 60)
+    assert found["ranked_users"] == 2
+    assert found["metrics"]["recall@60"] == 1
+
+
 def test_split_trains_and_measures(files, capsys):
     found = evaluate(
         capsys, "--split", 0.3, files / "train.csv", "--factors", 3, "--regularization", 0.02,

@@ -11,6 +11,7 @@ import pytest
 from cli.test_fit import FIT, read_until, running
 
 from gpu_als.cli import main
+from gpu_als.cli.interrupt import GracefulInterrupt
 
 KINDS = {"explicit": ["--validation-fraction", "0.2"], "implicit": ["--model", "implicit"]}
 
@@ -90,8 +91,6 @@ def test_an_interrupted_run_is_completed_to_the_same_file(command, tmp_path, cap
 
 
 def test_interrupted_runs_say_how_they_go_on(command, capsys, monkeypatch):
-    from gpu_als.cli.interrupt import GracefulInterrupt
-
     original = GracefulInterrupt.callback
 
     def press_ctrl_c(self, *told):
@@ -103,6 +102,25 @@ def test_interrupted_runs_say_how_they_go_on(command, capsys, monkeypatch):
     assert "The same command with --resume goes on from here." in capsys.readouterr().out
     assert main(command("m.npz", None, "-q")) == 130
     assert "--resume" not in capsys.readouterr().out
+
+
+def test_an_interrupted_run_ends_without_ranking(files, capsys, monkeypatch):
+    """That takes a while, and whoever pressed Ctrl-C wants an end."""
+    arguments = ["fit", str(files / "train.csv"), "--model", "implicit", "--backend", "numpy"]
+    arguments += ["--factors", "3", "--validation-fraction", "0.2", "--json", "-q"]
+    assert main(arguments) == 0
+    assert "NDCG@10" in json.loads(capsys.readouterr().out)["validation"]
+    original = GracefulInterrupt.callback
+
+    def press_ctrl_c(self, *told):
+        self.requested = True
+        original(self, *told)
+
+    monkeypatch.setattr(GracefulInterrupt, "callback", press_ctrl_c)
+    assert main(arguments) == 130
+    told = json.loads(capsys.readouterr().out)
+    assert told["interrupted"]
+    assert told["validation"] == {}
 
 
 def test_a_complete_run_is_not_run_again(command, whole, tmp_path, capsys):
@@ -186,6 +204,13 @@ def test_the_state_overwrites_neither_data_nor_model(other, files, tmp_path, cap
     assert main(arguments) == 2
     assert re.search(rf"--checkpoint: .*{other}\.npz would overwrite", capsys.readouterr().err)
     assert all(file.read_bytes() == b"precious" for file in data.values())
+
+
+def test_the_state_and_a_new_model_are_two_files_however_they_are_called(files, tmp_path, capsys):
+    arguments = ["fit", str(files / "train.csv"), "-o", str(tmp_path / "m"), "--checkpoint"]
+    assert main([*arguments, f"{tmp_path}/./m.npz"]) == 2
+    assert re.search(r"--checkpoint: .*m\.npz would overwrite", capsys.readouterr().err)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_missing_folder_is_refused_before_anything_is_read(tmp_path, capsys):

@@ -89,6 +89,12 @@ def test_what_a_fit_cannot_do_with_a_folder_is_said(shards, capsys, options, mes
     assert sorted(shards.rglob("*")) == before
 
 
+def test_a_model_may_lie_beside_the_folder_under_a_name_that_begins_like_it(shards):
+    beside = f"{shards}.npz"
+    assert fit(shards, beside) == 0
+    assert len(loaded(beside)["user_factors"]) == 120
+
+
 def test_a_folder_without_shards_is_refused(files, tmp_path, capsys):
     for command in (
         ["fit", tmp_path],

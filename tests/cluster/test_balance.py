@@ -40,6 +40,12 @@ def test_rows_of_equal_work_are_cut_evenly(n_rows, n_parts):
     assert lengths.max() - lengths.min() <= 1
 
 
+def test_rows_are_cut_where_the_work_is_nearest_to_equal():
+    """Of 16 in all, 4 and 12 are nearer to 8 and 8 than 14 and 2."""
+    assert cut_by_work(np.array([4.0, 10, 2]), 2) == (0, 1, 3)
+    assert cut_by_work(np.array([2.0, 10, 4]), 2) == (0, 2, 3)
+
+
 @BY_HYPOTHESIS
 @given(st.lists(st.integers(0, 10**9), min_size=2, max_size=30), st.integers(1, 512))
 def test_longer_rows_are_more_work_and_empty_ones_some(counts, n_factors):

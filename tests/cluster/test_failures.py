@@ -322,10 +322,11 @@ def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatc
     """As Ctrl-C does in the terminal that a LocalCluster was started in."""
     monkeypatch.setattr(engine, "_PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
-    file, waits = tmp_path / "s.npz", tmp_path / "waits"
+    file, waits, sent = tmp_path / "s.npz", tmp_path / "waits", []
 
     def interrupt():
         retire_all(client)
+        sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGINT)
 
     with local_cluster(1) as client:
@@ -336,6 +337,7 @@ def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatc
             pytest.raises(ClusterError, match=r"the cluster has no workers .*checkpoint=FILE"),
         ):
             fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
+        assert time.monotonic() - sent[0] < cluster._PATIENCE_SECONDS / 2
     assert_goes_on(file)
 
 

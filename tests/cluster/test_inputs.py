@@ -1,8 +1,10 @@
 """What a cluster trains on: matrices, Interactions, shards and collections of Dask."""
 
+import operator
 import re
 import threading
 from contextvars import ContextVar
+from functools import partial
 
 import dask.array as da
 import dask.dataframe as dd
@@ -14,7 +16,16 @@ import scipy.sparse as sp
 from distributed import Client
 from test_checkpoint import assert_same
 
-from cluster.common import DATA, difference, explicit, fit, fit_on, implicit, wait_until
+from cluster.common import (
+    DATA,
+    count_solves,
+    difference,
+    explicit,
+    fit,
+    fit_on,
+    implicit,
+    wait_until,
+)
 from gpu_als import Interactions
 from gpu_als.dask import DaskInteractions
 from gpu_als.data.shards import ShardedMatrix
@@ -288,5 +299,15 @@ def test_two_fits_at_once_on_one_client(client):
 def test_an_error_lets_go_of_what_workers_hold_even_while_it_is_kept(client):
     with pytest.raises(ZeroDivisionError) as error:
         fit_on(client, explicit(), callback=lambda *_: 1 / 0)
+    wait_until(lambda: not any(client.has_what().values()))
+    assert error.traceback
+
+
+@pytest.mark.parametrize("make", [explicit, implicit])
+def test_an_error_of_a_task_lets_go_of_what_workers_hold_even_while_it_is_kept(client, make):
+    fail_at_the_third = partial(operator.getitem, [None] * 3)  # there are items 1 and 2
+    client.run(count_solves, fail_at_the_third, workers=[min(client.nthreads())])
+    with pytest.raises(IndexError) as error:
+        fit_on(client, make(iterations=5))
     wait_until(lambda: not any(client.has_what().values()))
     assert error.traceback

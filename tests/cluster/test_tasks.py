@@ -1,6 +1,7 @@
 """What workers hold, as Dask sees it."""
 
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ from dask.sizeof import sizeof
 
 from cluster.common import DATA
 from gpu_als.backends import BackendChoice
+from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.data.shards import ShardedMatrix
-from gpu_als.distributed.tasks import make_part
+from gpu_als.distributed import tasks
+from gpu_als.distributed.tasks import HowToSolve, Piece, make_part, solve, sum_grams
 from gpu_als.objectives import Implicit
+from gpu_als.solvers import Cholesky
 from gpu_als.training_data import InMemory, OnDisk
 
 CHOICE = BackendChoice("numpy", 1)
@@ -49,3 +53,51 @@ def test_what_is_prepared_for_a_device_stays_behind_when_rows_move(request, kind
     for (place, one), (same_place, other) in zip(before, after, strict=True):
         assert place == same_place
         np.testing.assert_array_equal(one.rows.values, other.rows.values)
+
+
+def test_grams_are_added_up_and_stay_as_they_are():
+    """A worker that repeats the sum, after a loss, is given the same ones again."""
+    grams = [np.full((2, 2), size) for size in (1.0, 10.0, 100.0)]
+    for _ in range(2):
+        np.testing.assert_array_equal(sum_grams(grams), np.full((2, 2), 111.0))
+    assert [each[0, 0] for each in grams] == [1.0, 10.0, 100.0]
+    np.testing.assert_array_equal(sum_grams(grams[:1]), grams[0])
+
+
+def test_a_worker_solves_for_one_task_at_a_time(monkeypatch):
+    """A second one, begun in the middle of the first, waits for it, however many threads it has."""
+    awaited, inside, most, threads = threading.Event(), [], [], []
+
+    class Watched:
+        """A lock that tells when somebody is about to wait for it."""
+
+        lock = threading.Lock()
+
+        def __enter__(self):
+            if not self.lock.acquire(blocking=False):
+                awaited.set()
+                self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+
+    def solve_in_the_middle(backend, part, solved, held, gram, how):
+        inside.append(part)
+        most.append(len(inside))
+        if part == "first":
+            threads.append(
+                threading.Thread(target=solve, args=("second", piece, [piece], None, how))
+            )
+            threads[0].start()
+            assert awaited.wait(60)
+        inside.remove(part)
+        awaited.set()  # in case it need not wait
+        return piece
+
+    piece = Piece(np.ones((2, 3)), None, HalfSweepStats(), 0, "nowhere")
+    how = HowToSolve(Cholesky(), False, CHOICE, False)
+    monkeypatch.setattr(tasks, "_one_at_a_time", Watched())
+    monkeypatch.setattr(tasks, "_solve", solve_in_the_middle)
+    solve("first", piece, [piece], None, how)
+    threads[0].join(60)
+    assert most == [1, 1]

@@ -90,6 +90,13 @@ def test_num_threads_is_the_number_of_threads():
         assert fitted(num_threads=threads, iterations=1).report_.device.endswith(named)
 
 
+@pytest.mark.parametrize("name", ["factors", "iterations", "num_threads"])
+def test_numbers_are_below_2_to_the_31(name):
+    assert getattr(make(**{name: 2**31 - 1}), name) == 2**31 - 1
+    with pytest.raises(InputError, match=rf"{name} must be an integer .* below 2\^31"):
+        make(**{name: 2**31})
+
+
 def test_num_threads_does_not_change_the_factors():
     one, three = (fitted(num_threads=threads, use_cg=False) for threads in (1, 3))
     for found, expected in zip(on_host(three), on_host(one), strict=True):

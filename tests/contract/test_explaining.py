@@ -63,6 +63,19 @@ def test_n_is_the_number_of_contributions(use_gpu):
     assert score == everything[0]
 
 
+def test_equal_contributions_go_by_rising_id(use_gpu):
+    """Items with the same factors, liked alike, contribute alike."""
+    model = trained(use_gpu)
+    users, items = on_host(model)
+    items[[4, 17, 31, 60]] = items[8]
+    model.user_factors, model.item_factors = users, items
+    liked = sp.csr_matrix((np.full(5, 3.0), ([0] * 5, [60, 8, 31, 4, 17])), shape=(1, len(items)))
+    for n_best in (2, 5):
+        _, contributions, _ = model.explain(0, liked, 8, N=n_best)
+        assert [item for item, _ in contributions] == [4, 8, 17, 31, 60][:n_best]
+        assert len({share for _, share in contributions}) == 1
+
+
 def test_dislikes_contribute_nothing_but_change_the_weights(use_gpu):
     model = trained(use_gpu, "mixed")
     liked = MIXED[USER].indices[MIXED[USER].data > 0]

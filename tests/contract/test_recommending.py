@@ -145,6 +145,15 @@ def test_a_sparse_filter_items_denies_each_user_its_own(model):
             assert_same_ranking((ids[row, : len(kept)], scores[row, : len(kept)]), (kept, expected))
 
 
+def test_a_sparse_filter_items_denies_whatever_the_values_are(model):
+    """Not even values that cancel those of the liked items bring these back."""
+    liked = PLAYS[USERS]
+    ids, scores = model.recommend(USERS, liked, N=N_ITEMS, filter_items=-liked)
+    expected = model.recommend(USERS, liked, N=N_ITEMS)
+    np.testing.assert_array_equal(ids, expected[0])
+    np.testing.assert_array_equal(scores, expected[1])
+
+
 def test_a_sparse_filter_items_needs_a_row_for_each_user(model):
     with pytest.raises(ValueError, match=r"filter_items.*1 row for every requested user"):
         model.recommend(USERS, PLAYS[USERS], filter_items=PLAYS)
@@ -235,6 +244,19 @@ def test_recalculate_user_ranks_with_factors_folded_in(model):
     for row, user in enumerate(USERS):
         exact[row, PLAYS[user].indices] = LOWEST
         assert_same_ranking((ids[row], scores[row]), best(exact[row], 10), 1e-4)
+
+
+def test_recalculate_user_reads_counts_in_the_dtype_of_the_model(use_gpu):
+    """In float64 they may be such as float32 has no number for."""
+    counts = PLAYS.astype(np.float64) * (1 + 1e-9)
+    counts.data[0] = 1e40
+    model = trained(use_gpu, dtype=np.float64, alpha=7.0)
+    ids, scores = model.recommend(
+        USERS, counts[USERS], filter_already_liked_items=False, recalculate_user=True
+    )
+    exact = model.fold_in_users(counts[USERS]) @ on_host(model)[1].T
+    np.testing.assert_allclose(scores, np.take_along_axis(exact, ids, 1), rtol=1e-12, atol=1e-14)
+    model.recommend(np.arange(PLAYS.shape[0]), counts)
 
 
 def test_recalculate_user_takes_users_that_were_not_trained(model):

@@ -90,6 +90,17 @@ def test_duplicates_are_summed_without_wrapping_and_the_caller_keeps_his():
     assert coo.nnz == 4
 
 
+@pytest.mark.parametrize("columns", [[2, 0, 1], [2, 0, 2]], ids=["unsorted", "repeated"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
+def test_floats_that_need_no_other_type_are_put_in_order_in_a_copy(columns, dtype):
+    data = np.array([4.0, 1.0, 0.5], dtype)
+    matrix = sp.csr_matrix((data.copy(), columns, [0, 3]), shape=(1, 3))
+    result = as_csr(matrix, dtype=dtype)
+    assert result.toarray().tolist() == [[1.0, 0.5, 4.0] if 1 in columns else [1.0, 0.0, 4.5]]
+    assert matrix.data.tolist() == data.tolist()
+    assert matrix.indices.tolist() == columns
+
+
 def test_stale_flags_are_not_believed():
     matrix = sp.csr_matrix(np.array([[1.0, 2.0, 0.0]]))
     assert matrix.has_canonical_format

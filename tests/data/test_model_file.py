@@ -82,6 +82,21 @@ def test_arrays_read_can_be_written_to(tmp_path):
     assert array.tolist() == [5, 0, 0]
 
 
+def test_equal_arrays_give_equal_files_whenever_they_are_written(tmp_path):
+    """No member has a date but the first that an archive can hold."""
+    write_arrays(tmp_path / "m", ARRAYS)
+    with zipfile.ZipFile(tmp_path / "m.npz") as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_an_array_may_be_longer_than_a_plain_archive_can_say(tmp_path, monkeypatch):
+    """As one of 2 GB and more is; here whatever is longer than 200 bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 200)
+    arrays = {"a": np.arange(100.0), "b": np.arange(3)}
+    write_arrays(tmp_path / "m", arrays)
+    assert_same(read_arrays(tmp_path / "m"), arrays)
+
+
 def test_file_objects(tmp_path):
     buffer = io.BytesIO()
     write_arrays(buffer, ARRAYS)

@@ -149,6 +149,7 @@ def test_there_must_be_something_to_append_to(tmp_path):
         ("indptr", np.array([-1, 1, 2], "<i8"), "its rows do not begin and end where they should"),
         ("indptr", np.array([0, 1, 1], "<i8"), "its rows end at 1"),
         ("indices", np.array([0, 7], "<i4"), "its columns leave the matrix"),
+        ("indices", np.array([0, 1], "<i4"), "its columns leave the matrix"),
         ("indices", np.array([0, -1], "<i4"), "its columns leave the matrix"),
         ("data", np.array([0, np.nan], "<f4"), "a value is not finite"),
         ("data", np.array([0, 9], "u1"), "index 9 is out of bounds .*"),

@@ -213,6 +213,14 @@ def test_files_of_matrices_keep_their_shape_and_have_no_ids(tmp_path, name):
     assert holds(matrix, MATRIX.astype(np.float32))
 
 
+def test_there_may_be_more_cells_than_32_bits_number(tmp_path):
+    shape = 70_000, 80_000
+    places = [0, 30_000, 30_000, 69_999, 69_999], [79_999, 0, 71_000, 1, 79_999]
+    expected = sp.csr_matrix((np.arange(1, 6, dtype=np.float32), places), shape=shape)
+    sp.save_npz(tmp_path / "m.npz", expected)
+    assert holds(converted(tmp_path / "m.npz", tmp_path / "m"), expected)
+
+
 @pytest.mark.parametrize("index", ["int32", "int64"])
 @pytest.mark.parametrize("kind", ["integers", "texts", "categories"])
 def test_parquet(tmp_path, kind, index):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.data.shards import shard as shard_module
+from gpu_als.data.shards.id_files import read_ids
+from gpu_als.data.shards.records import FileRecord, IdRecord
 from gpu_als.errors import ReadError
 from shards.common import BY_HYPOTHESIS, holds
 
@@ -70,6 +72,10 @@ HOSTILE = {
     "a shape of three": lambda b: b.update(shape=[3, 4, 5]),
     "no rows": lambda b: b.update(shape=[0, 4]),
     "more rows than shards cover": lambda b: b.update(shape=[4, 4]),
+    "more rows than shards cover, without ids":
+        lambda b: (b.update(shape=[4, 4]), b["ids"].update(users=None)),
+    "fewer rows than shards cover, without ids":
+        lambda b: (b.update(shape=[2, 4]), b["ids"].update(users=None)),
     "a shape of fractions": lambda b: b.update(shape=[3.0, 4]),
     "a true shape": lambda b: b.update(shape=[True, 4]),
     "a shape beyond 64 bits": lambda b: b.update(shape=[2**70, 4]),
@@ -341,3 +347,17 @@ def test_one_long_id_does_not_take_all_memory(tmp_path):
     rewrite(folder, lambda body: body["ids"]["users"]["files"][1].update(bytes=len(texts)))
     with pytest.raises(ReadError, match=r"0-users\.utf8: an id of 1000000 bytes would make all of"):
         _ = ShardedMatrix.open(folder).user_ids
+
+
+def test_what_ids_take_in_memory_is_four_bytes_for_each_character_of_the_longest(tmp_path):
+    """Here 100 MB, of which the files account for 18; with one byte each they would be let in."""
+    ends = np.append(np.arange(1, 20_001), 20_000 + 1250)
+
+    def read(name, dtype):
+        return ends if dtype == "<i8" else np.full(ends[-1], ord("x"), np.uint8)
+
+    files = tuple(FileRecord(name, 1, "0" * 64) for name in ("0-users.ends", "0-users.utf8"))
+    with pytest.raises(
+        ReadError, match=r"an id of 1250 bytes would make all of them take 100005000"
+    ):
+        read_ids(IdRecord("texts", files), read, tmp_path)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_als.data.cutting import cut_rows
 from gpu_als.data.shards.entries import combine
 from gpu_als.data.shards.plan import Parts, shard_bounds
 from gpu_als.errors import InputError
@@ -35,6 +36,12 @@ def test_indices_are_wide_only_where_they_have_to_be():
     assert len(shard_bounds(counts, 2**31 - 1, "codes", 2 * (8 + 10 * 5))) == 2
     assert len(shard_bounds(counts, 2**31, "codes", 2 * (8 + 10 * 5))) == 3
     assert len(shard_bounds(counts, 2**31, "codes", 2 * (8 + 10 * 9))) == 2
+
+
+def test_the_bytes_of_a_row_may_be_more_than_32_bits_number():
+    """Where the counts of the entries are not; each of these rows takes 3 GB."""
+    counts = np.full(5, 2**28, np.int32)
+    assert cut_rows(counts, 7 * 10**9, 12, 40) == (0, 2, 4, 5)
 
 
 @BY_HYPOTHESIS
@@ -68,6 +75,15 @@ def test_the_order_of_the_input_decides_which_value_is_the_last(last):
     found = combine(keys, values, "last")
     assert found[0].tolist() == [0, 1, 2, last]
     assert found[1].tolist() == [values[keys == key].max() for key in (0, 1, 2, last)]
+
+
+@pytest.mark.parametrize("bits", range(56, 64))
+def test_cells_that_lie_far_apart_are_put_in_order(bits):
+    """However many bits their distance has, up to all that a key can have."""
+    keys = [2**bits - 1, 5, 2 ** (bits - 1) + 3, 0, 2**bits - 2, 5]
+    found = combine(np.array(keys), np.arange(1.0, 7), "sum")
+    assert found[0].tolist() == sorted(set(keys))
+    assert found[1].tolist() == [4, 2 + 6, 3, 5, 1]
 
 
 KEYS = st.lists(st.integers(0, 30) | st.integers(0, 2**62), max_size=60)

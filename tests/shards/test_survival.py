@@ -229,6 +229,24 @@ def test_completed_stages_are_not_done_again(
     assert len(kept) >= len(shards) - 1  # one may have been complete but not noted down yet
 
 
+def test_nothing_is_done_again_where_only_the_manifest_was_not_written(
+    ratings, whole, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise Stopped
+
+    with cut_small():
+        with monkeypatch.context() as patch:
+            patch.setattr(conversion.Manifest, "write", fail)
+            with pytest.raises(Stopped):
+                converted(ratings, tmp_path / "m", **OPTIONS)
+        for stage in ("read_input", "sort_out"):
+            stop_in(stage, monkeypatch)
+        monkeypatch.setattr(writer.SideWriter, "_finish_shard", fail)
+        matrix = converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
+    assert matrix.digest == whole[0]
+
+
 def test_what_fails_while_reading_leaves_nothing(ratings, tmp_path, monkeypatch):
     stop_in("read_input", monkeypatch)
     with pytest.raises(Stopped):
