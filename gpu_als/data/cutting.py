@@ -25,7 +25,7 @@ def cut_rows(
         The first row of each run, and the number of rows.
     """
     before = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts * np.int64(entry_bytes) + row_bytes, out=before[1:])
+    np.cumsum(counts.astype(np.int64) * entry_bytes + row_bytes, out=before[1:])
     bounds = [0]
     while bounds[-1] < len(counts):
         stop = int(np.searchsorted(before, before[bounds[-1]] + most_bytes, side="right")) - 1
