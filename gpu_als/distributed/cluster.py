@@ -166,7 +166,10 @@ class Cluster:
         busy = {address for address, tasks in self.client.processing().items() if tasks}
         if busy <= running.keys():
             return bool(running)
-        return bool(busy & running.keys()) or any(self.client.call_stack().values())
+        try:
+            return bool(busy & running.keys()) or any(self.client.call_stack().values())
+        except OSError:  # a worker was lost while it was asked; the next look tells more
+            return True
 
     def _until(self) -> float:
         return time.monotonic() + (_PATIENCE_SECONDS if self.patience is None else self.patience)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from distributed import Client, Future
+from distributed.comm import CommClosedError
 from test_checkpoint import assert_same
 
 from cluster.common import (
@@ -409,3 +410,19 @@ def test_whether_there_is_hope(there, paused, busy, executing, goes_on):
         call_stack=lambda: {each: {"solve": ()} for each in executing},
     )
     assert cluster.Cluster(client)._goes_on() is goes_on
+
+
+def test_a_worker_lost_while_it_is_asked_is_no_lost_cluster():
+    """It was paused, its memory being nearly full, and is killed for it just then."""
+
+    def call_stack():
+        raise CommClosedError("Stream is closed")
+
+    client = SimpleNamespace(
+        status="running",
+        scheduler_info=lambda n_workers: {"workers": {"a": {"status": "paused"}}},
+        nthreads=lambda: {"a": 1},
+        processing=lambda: {"a": ["solve"]},
+        call_stack=call_stack,
+    )
+    assert cluster.Cluster(client)._goes_on()
