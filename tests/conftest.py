@@ -1,5 +1,8 @@
 """What holds for all tests."""
 
+from importlib.util import find_spec
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Examples are the same each time, and machines may be busy.
@@ -10,3 +13,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("here")
+
+collect_ignore = [] if find_spec("distributed") else ["cluster"]
+
+
+def pytest_report_header() -> list[str]:
+    """Tell what is not tested at all."""
+    return ["Dask is not installed: tests/cluster is left out"] if collect_ignore else []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Let ``-n 2`` send files to processes, whose tests share clusters and compiled kernels.
+
+    They come in the order in which they are found: those with few tests are not always short.
+    """
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
