@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from checkpoint.common import assert_same, fitted_arrays
 from hypothesis import given
 from hypothesis import strategies as st
-from test_checkpoint import assert_same, fitted_arrays
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 from test_streaming import IMPLICIT, cut_always, interactions
 

@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from checkpoint.common import assert_same, fitted_arrays
 from helpers import random_ratings
-from test_checkpoint import assert_same, fitted_arrays
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions, StopTraining

@@ -9,7 +9,7 @@ import dask.array
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from test_checkpoint import assert_same, course, state
+from checkpoint.common import assert_same, course, state
 
 from cluster.common import (
     DATA,

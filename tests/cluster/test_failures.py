@@ -15,9 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from checkpoint.common import assert_same
 from distributed import Client, Future
 from distributed.comm import CommClosedError
-from test_checkpoint import assert_same
 
 from cluster.common import (
     DATA,

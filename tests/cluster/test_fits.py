@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from test_checkpoint import assert_same
+from checkpoint.common import assert_same
 from test_streaming import IMPLICIT
 
 from cluster.common import (

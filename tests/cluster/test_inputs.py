@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from checkpoint.common import assert_same
 from distributed import Client
-from test_checkpoint import assert_same
 
 from cluster.common import (
     DATA,

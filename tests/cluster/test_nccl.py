@@ -18,7 +18,7 @@ import dask
 import fake_nccl
 import numpy as np
 import pytest
-from test_checkpoint import assert_same
+from checkpoint.common import assert_same
 from test_cupy_backend import has_gpu
 
 from cluster import stand_in

@@ -1,0 +1,1 @@
+"""Fits that are saved, stopped and gone on with find what an uninterrupted one does, to the bit."""

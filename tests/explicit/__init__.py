@@ -1,0 +1,1 @@
+"""ExplicitALS as a user meets it."""
