@@ -433,7 +433,7 @@ def run(
         share = panel_floats(-(-case.k // 32) * 32)
         fused = Fused(xp, H100, kernels, None, most_shares * share)
         device = SimpleNamespace(places=places, host=host, waves={})
-        sweep = DescribedSweep(device, record[()], arrays)
+        sweep = DescribedSweep(device, record, arrays)
         fused.launch(replace(launch, start=0, stop=len(places)), sweep)
     counts = {function: kernel.counts for (function, _), kernel in kernels.used.items()}
     return Result(problem, z, residual, objective, counts)

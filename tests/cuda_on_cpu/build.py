@@ -264,8 +264,8 @@ class Kernel:
         grid, block
             How many blocks, and how many threads in each: one to three numbers.
         args
-            Arrays, of which the address is passed; NumPy scalars, structured ones too, passed by
-            value; Python integers as ``long long``, floats as ``double``.
+            Arrays, of which the address is passed; structured arrays and NumPy scalars, passed
+            by value; Python integers as ``long long``, floats as ``double``.
         shared_mem
             Bytes of dynamic shared memory.
 
@@ -332,6 +332,8 @@ def _three(sizes: Sequence[int]) -> ctypes.Array:
 
 def _argument(value: Any) -> bytes:
     """Return the bytes that a kernel gets for an argument."""
+    if isinstance(value, np.ndarray) and value.dtype.names:
+        return value.tobytes()
     if isinstance(value, np.ndarray):
         return np.uintp(value.ctypes.data).tobytes()
     if isinstance(value, bool):

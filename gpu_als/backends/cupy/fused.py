@@ -81,8 +81,8 @@ class DescribedSweep:
     Attributes
     ----------
     problem : DeviceProblem
-    record : scalar of dtype HALF_SWEEP
-        ``struct HalfSweep``, passed by value.
+    record : array of dtype HALF_SWEEP, shape ()
+        ``struct HalfSweep``, on the host: CuPy passes such arrays by value.
     arrays : dict of str to array
         What the record points to; None where it has a null pointer.
     """
@@ -265,7 +265,7 @@ class Fused:
         record["squared_loss"] = problem.squared_loss
         record["steps"] = solver.steps if isinstance(solver, ConjugateGradient) else 0
         record["free_columns"] = solver.free_columns if isinstance(solver, NonNegative) else 0
-        return DescribedSweep(problem, record[()], arrays)
+        return DescribedSweep(problem, record, arrays)
 
     def launch(self, launch: Launch, sweep: DescribedSweep) -> None:
         """Launch one entry of the plan on the current stream."""
