@@ -358,29 +358,6 @@ def test_halves():
     np.testing.assert_array_equal(np.signbit(out), np.signbit(expected))
 
 
-def to_tf32(values: np.ndarray) -> np.ndarray:
-    """Round to 10 bits of fraction, ties away from zero, by arithmetic instead of bits."""
-    fraction, exponent = np.frexp(values.astype(np.float64))
-    away = np.copysign(np.floor(np.abs(fraction) * 2**11 + 0.5), fraction)
-    return np.ldexp(away / 2**11, exponent)
-
-
-def test_tf32():
-    rng = np.random.default_rng(1)
-    ties = 1 + np.float32([1, 3, 5]) / 2**11
-    near_ties = np.nextafter(ties, np.float32([[0], [2]]), dtype=np.float32).ravel()
-    values = np.concatenate([ties, near_ties, -ties, [0, 1, np.inf], rng.normal(size=500)])
-    values = values.astype(np.float32)
-    out = np.zeros_like(values)
-    body = "out[threadIdx.x] = __uint_as_float(to_tf32(in[threadIdx.x]));"
-    kernel = load(body, "Global<float> out, Global<const float> in")
-    kernel.launch((1,), (len(values),), (out, values))
-    expected = np.where(np.isinf(values), values, to_tf32(np.nan_to_num(values, posinf=0)))
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(out[:3], 1 + np.array([1, 2, 3]) / 2**10)
-    assert not np.any(out.view(np.uint32) & 0x1FFF)
-
-
 MMA = """
     int lane = threadIdx.x, g = lane >> 2, t = lane & 3;
     unsigned fa[4] = {__float_as_uint(a[8 * g + t]), __float_as_uint(a[8 * (g + 8) + t]),

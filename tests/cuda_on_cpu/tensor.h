@@ -22,14 +22,6 @@ struct TensorOperands {
 
 }  // namespace cuda_on_cpu
 
-// cvt.rna.tf32.f32: to 10 bits of fraction, the nearest, of two equally near the larger.
-inline unsigned to_tf32(float value) {
-    unsigned bits;
-    memcpy(&bits, &value, sizeof bits);
-    if (value != value) return 0x7fffe000u;
-    return (bits + 0x1000u) & ~0x1fffu;
-}
-
 // mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32: c (16 x 8) += a (16 x 8) b (8 x 8), spread
 // over the lanes as the PTX manual draws it, with group = lane / 4 and t = lane % 4:
 //     a: (group, t), (group + 8, t), (group, t + 4), (group + 8, t + 4)

@@ -12,6 +12,8 @@
 // TensorGram: each warp takes 32 x 32 tiles of the lower triangle in turn, on tensor cores. Every
 // factor is split into two TF32 numbers, w = high + low, and w w' is high high' + high low' + low
 // high' ("3xTF32"), which keeps float32's accuracy: what is dropped is 2^-22 of the product.
+// Tensor cores round toward zero, so the products of one tile make a sum of their own, and only
+// those sums are added up in float32: else the error would grow with the row's length.
 // A stage row is 8 mod 32 floats long, which puts the 4 x 8 elements a warp reads on 32 banks.
 #pragma once
 #include "cholesky.cuh"
@@ -22,7 +24,11 @@ struct GramShape {
     static constexpr int kThreads = Edge * Edge;
     static constexpr int kSize = 2 * Edge * Units;  // columns, a multiple of 32
     static constexpr int kStageStride = kSize + 8;
+#ifdef TENSOR_CORES
+    static constexpr int kTileRows = 8;  // of one product
+#else
     static constexpr int kTileRows = kSize > 128 ? 8 : 16;
+#endif
     static constexpr int kStageFloats = kTileRows * kStageStride;
 };
 
@@ -112,13 +118,6 @@ struct FloatGram {
 
 #ifdef TENSOR_CORES
 #ifndef GPU_ALS_ON_CPU
-// Rounds to TF32: 10 bits of mantissa.
-__device__ __forceinline__ unsigned to_tf32(float value) {
-    unsigned bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-    return bits;
-}
-
 // c += a b on one warp: a (16, 8), b (8, 8), c (16, 8), laid out over lanes as PTX has it for
 // mma.m16n8k8.
 __device__ __forceinline__ void mma_tf32_16x8x8(float (&c)[4], const unsigned (&a)[4],
@@ -131,9 +130,11 @@ __device__ __forceinline__ void mma_tf32_16x8x8(float (&c)[4], const unsigned (&
 }
 #endif
 
+// value = high + low. `high` is rounded to TF32's 10 bits of fraction by hand, since there is no
+// instruction for it; of `low` tensor cores ignore what is too much.
 __device__ __forceinline__ void split_tf32(float value, unsigned& high, unsigned& low) {
-    high = to_tf32(value);
-    low = to_tf32(value - __uint_as_float(high));
+    high = (__float_as_uint(value) + 0x1000u) & ~0x1fffu;
+    low = __float_as_uint(value - __uint_as_float(high));
 }
 
 template <int Edge, int Units>
@@ -162,43 +163,44 @@ struct TensorGram {
     __device__ __forceinline__ void add(Shared<float> stage, Shared<float> sign) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int g = lane / 4, t = lane % 4;
+        Shared<float> near = stage + t * Shape::kStageStride + g;
+        Shared<float> far = near + 4 * Shape::kStageStride;
+#ifdef SIGNED
+        const float near_sign = sign[t], far_sign = sign[t + 4];
+#else
+        const float near_sign = 1.f, far_sign = 1.f;
+#endif
 #pragma unroll
         for (int turn = 0; turn < kTurns; ++turn) {
             const int tile = warp + kWarps * turn;
             if (tile >= kTiles) break;
             int r, c;
             place(tile, r, c);
-#pragma unroll 1
-            for (int i = 0; i < Shape::kTileRows; i += 8) {
-                Shared<float> near = stage + (i + t) * Shape::kStageStride + g;
-                Shared<float> far = near + 4 * Shape::kStageStride;
-                unsigned high[2][4], low[2][4];
-#ifdef SIGNED
-                const float near_sign = sign[i + t], far_sign = sign[i + t + 4];
-#else
-                const float near_sign = 1.f, far_sign = 1.f;
-#endif
+            unsigned high[2][4], low[2][4];
+#pragma unroll
+            for (int m = 0; m < 2; ++m) {
+                const int at = 32 * r + 16 * m;
+                split_tf32(near_sign * near[at], high[m][0], low[m][0]);
+                split_tf32(near_sign * near[at + 8], high[m][1], low[m][1]);
+                split_tf32(far_sign * far[at], high[m][2], low[m][2]);
+                split_tf32(far_sign * far[at + 8], high[m][3], low[m][3]);
+            }
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                const int at = 32 * c + 8 * n;
+                unsigned right[2], rest[2];
+                split_tf32(near[at], right[0], rest[0]);
+                split_tf32(far[at], right[1], rest[1]);
 #pragma unroll
                 for (int m = 0; m < 2; ++m) {
-                    const int at = 32 * r + 16 * m;
-                    split_tf32(near_sign * near[at], high[m][0], low[m][0]);
-                    split_tf32(near_sign * near[at + 8], high[m][1], low[m][1]);
-                    split_tf32(far_sign * far[at], high[m][2], low[m][2]);
-                    split_tf32(far_sign * far[at + 8], high[m][3], low[m][3]);
-                }
+                    float part[4] = {};
+                    mma_tf32_16x8x8(part, low[m], right);
+                    mma_tf32_16x8x8(part, high[m], rest);
+                    mma_tf32_16x8x8(part, high[m], right);
 #pragma unroll
-                for (int n = 0; n < 4; ++n) {
-                    const int at = 32 * c + 8 * n;
-                    unsigned right[2], rest[2];
-                    split_tf32(near[at], right[0], rest[0]);
-                    split_tf32(far[at], right[1], rest[1]);
-#pragma unroll
-                    for (int m = 0; m < 2; ++m) {
-                        mma_tf32_16x8x8(sum[turn][m][n], low[m], right);
-                        mma_tf32_16x8x8(sum[turn][m][n], high[m], rest);
-                        mma_tf32_16x8x8(sum[turn][m][n], high[m], right);
-                    }
+                    for (int e = 0; e < 4; ++e) sum[turn][m][n][e] += part[e];
                 }
+                __syncwarp();  // nothing is to be loaded ahead: registers are short
             }
         }
     }
