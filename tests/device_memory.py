@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 
 import fake_cupy
 import numpy as np
-import scipy.sparse
 
 
 class DeviceMemory:
@@ -40,13 +38,6 @@ class DeviceMemory:
                 return source
             return np.array(source, *more).view(fake_cupy.DeviceArray)  # a copy, as CuPy's is
 
-        def csr_matrix(source: scipy.sparse.csr_matrix) -> fake_cupy.DeviceCSR:
-            made = fake_cupy.DeviceCSR(source.copy())
-            for array in (made.data, made.indices, made.indptr):
-                self._add(array)
-            return made
-
-        monkeypatch.setattr(sys.modules["cupyx.scipy.sparse"], "csr_matrix", csr_matrix)
         monkeypatch.setattr(fake_cupy.DeviceArray, "__array_finalize__", finalize, raising=False)
         monkeypatch.setattr(cupy, "asarray", asarray)
 

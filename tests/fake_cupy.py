@@ -21,7 +21,6 @@ import cuda_on_cpu
 import fake_nccl
 import numpy as np
 import scipy.linalg
-import scipy.sparse
 
 
 class DeviceArray(np.ndarray):
@@ -37,13 +36,6 @@ class DeviceArray(np.ndarray):
 
     def get(self):
         return np.array(self, subok=False)
-
-
-class DeviceCSR(scipy.sparse.csr_matrix):
-    """A sparse matrix whose products with arrays are arrays on the device."""
-
-    def __matmul__(self, other):
-        return (scipy.sparse.csr_matrix(self) @ np.asarray(other)).view(DeviceArray)
 
 
 class OutOfMemoryError(MemoryError):
@@ -173,8 +165,8 @@ class Device(contextlib.nullcontext):
 
 def _modules() -> dict[str, types.ModuleType]:
     names = (
-        "cupy", "cupy.cuda", "cupy.cuda.device", "cupyx", "cupyx.scipy", "cupyx.scipy.sparse",
-        "cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs",
+        "cupy", "cupy.cuda", "cupy.cuda.device", "cupy_backends", "cupy_backends.cuda",
+        "cupy_backends.cuda.libs",
     )  # fmt: skip
     modules = {name: types.ModuleType(name) for name in names}
     cupy = modules["cupy"]
@@ -216,9 +208,6 @@ def _modules() -> dict[str, types.ModuleType]:
         driverGetVersion=lambda: 13000,
         memGetInfo=lambda: (1 << 30, 1 << 30),
     )
-    modules["cupyx.scipy.sparse"].csr_matrix = DeviceCSR
-    modules["cupyx"].scipy = modules["cupyx.scipy"]
-    modules["cupyx.scipy"].sparse = modules["cupyx.scipy.sparse"]
     libs = modules["cupy_backends.cuda.libs"]
     libs.cublas = types.SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0)
     libs.cusolver = types.SimpleNamespace(**_cusolver(np.float32), **_cusolver(np.float64))
@@ -231,9 +220,7 @@ def installed() -> Iterator[types.ModuleType]:
 
     def is_affected(name: str) -> bool:
         root = name.partition(".")[0]
-        return root in ("cupy", "cupyx", "cupy_backends") or name in (
-            "gpu_als.backends.cupy.cusolver",
-        )
+        return root in ("cupy", "cupy_backends") or name in ("gpu_als.backends.cupy.cusolver",)
 
     before = {name: module for name, module in sys.modules.items() if is_affected(name)}
     for name in before:

@@ -213,3 +213,14 @@ def test_errors_are_raised():
         compiled("*p = nothing;")
     with pytest.raises(nvrtc.CompileError, match="assertion failed"):
         check_constants("struct S { int a, b; };", OPTIONS, ["sizeof(S) == 4"])
+
+
+@pytest.mark.parametrize("macros", [(), (("DOUBLE", 1),), (("WIDE", 1),)], ids=str)
+@pytest.mark.parametrize("warps", [1, 16])
+def test_sums_of_linear_entries(architecture, warps, macros):
+    options = [*OPTIONS, *define((("WARPS", warps), *macros))]
+    build = nvrtc.compile_for(source_of("linear"), options, architecture)
+    found = build.functions["linear"]
+    assert not build.warnings
+    assert found.spill_bytes == found.stack_bytes == found.shared_bytes == 0
+    assert 32 * warps * found.registers <= REGISTERS

@@ -20,6 +20,7 @@ from gpu_als.backends.ahead import one_ahead
 from gpu_als.backends.cupy.compile import KernelError, Kernels
 from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
+from gpu_als.backends.cupy.linear import KERNELS, load_linear
 from gpu_als.backends.cupy.matrix import Matrix
 from gpu_als.backends.cupy.multiply import multiply_each
 from gpu_als.backends.cupy.ranking import FusedTopK
@@ -93,12 +94,12 @@ class CupyBackend:
             properties["sharedMemPerBlockOptin"],
             properties["sharedMemPerMultiprocessor"],
         )
-        kernels = Kernels(cupy, architecture)
+        self._kernels = Kernels(cupy, architecture)
         self._top_k = FusedTopK(
             cupy,
             self.limits,
             properties["multiProcessorCount"],
-            lambda file, function, macros: kernels.get(file, macros, function),
+            lambda file, function, macros: self._kernels.get(file, macros, function),
         )
         self.stores_half = precision == "float16"
         self.fused: Fused | None = None
@@ -106,7 +107,7 @@ class CupyBackend:
             self.fused = Fused(
                 cupy,
                 self.limits,
-                kernels,
+                self._kernels,
                 SideBySide(cupy),
                 self.batch_elements,
                 tensor_cores=precision == "tf32x3",
@@ -188,7 +189,7 @@ class CupyBackend:
         """
         if self.fused is None:
             return 0
-        kernels = set()
+        kernels = set(KERNELS)
         for width, solver in (
             (n_factors, Cholesky()),
             (n_factors, ConjugateGradient()),
@@ -261,16 +262,11 @@ class CupyBackend:
             used.append(cuda.get_current_stream().record())
 
     def _load_linear(self, linear: Any) -> Any:
-        if not sp.issparse(linear):
-            return None if linear is None else self.xp.asarray(linear)
-        if linear.nnz >= 2**31:
-            raise BackendError(
-                f"{linear.nnz} entries of confidence 1 exceed what CuPy's sparse matrices hold "
-                "(2^31); use backend='numpy' or an alpha other than 1"
-            )
-        import cupyx.scipy.sparse
-
-        return cupyx.scipy.sparse.csr_matrix(linear)
+        if linear is None:
+            return None
+        if not sp.issparse(linear):  # a dense X
+            return self.xp.asarray(linear)
+        return load_linear(self.xp, self._kernels.get, linear)
 
     def top_k(
         self,

@@ -231,10 +231,7 @@ class Fused:
             fixed[:, :k] = frame.fixed
         if problem.linear is not None:
             b0 = xp.zeros((rows.n_rows, stride), np.float32)
-            height = max(1, self.batch_elements // k)  # CuPy scatters with 32-bit indices
-            for start in range(0, rows.n_rows, height):
-                part = slice(start, start + height)
-                b0[problem.places[part], :k] = problem.linear[part] @ frame.fixed
+            problem.linear.write(frame.fixed, b0, problem.places)
         eigenvalues = frame.eigenvalues
         if eigenvalues is not None:
             eigenvalues = xp.zeros(stride, np.float32)
@@ -334,7 +331,7 @@ class Fused:
         moved = _order(packing)  # places within left
         linear = problem.linear
         if linear is not None:
-            linear = linear[self.xp.asarray(left[moved])]
+            linear = linear[left[moved]]
         packing = replace(
             packing,
             order=self.xp.asarray(rows[packing.order]),
