@@ -25,6 +25,7 @@ ALPHA = 2.0  # confidences of 2 to 10: none is 1, whose entries would need no sy
 OBJECTIVES = {
     "explicit": Explicit(0.048, count_scaled=True, mean=MEAN_VALUE),
     "implicit": Implicit(0.01, ALPHA),
+    "counts": Implicit(0.01, 1.0),
     "ials": IALS(0.003, unobserved_weight=0.1, exponent=1.0),
 }
 SOLVER = Cholesky()
@@ -195,8 +196,9 @@ def weights(objective: str, values: Any, n_fixed: int) -> tuple[Any, Any, float,
     values, n, model = values.astype(np.float64), len(values), OBJECTIVES[objective]
     if objective == "explicit":
         return values * 0 + 1, values - MEAN_VALUE, 0.0, model.regularization * max(n, 1)
-    if objective == "implicit":
-        return ALPHA * values - 1, ALPHA * values, 1.0, model.regularization
+    if objective in ("implicit", "counts"):
+        confidence = model.alpha * values
+        return confidence - 1, confidence, 1.0, model.regularization
     cells = n + model.unobserved_weight * n_fixed
     return values, values, model.unobserved_weight, model.regularization * cells**model.exponent
 

@@ -11,6 +11,7 @@ import numpy as np
 from gpu_als.backends.frame import Frame, make_frame
 from gpu_als.backends.half_sweep import half_sweep
 from gpu_als.backends.ops import Backend
+from gpu_als.backends.row_dots import row_dots
 from gpu_als.backends.stats import HalfSweepStats
 from gpu_als.row_problem import Array, RowProblem
 from gpu_als.solvers import NonNegative, Solver
@@ -74,5 +75,5 @@ def _penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
     if isinstance(problem.ridge, float) and problem.ridge == 0:
         return 0.0
     with np.errstate(over="ignore"):
-        squares = xp.einsum("uk,uk->u", factors, factors).astype(xp.float64)
+        squares = row_dots(xp, factors, factors).astype(xp.float64)
         return float((problem.ridge * squares).sum())

@@ -222,12 +222,17 @@ def test_missing_cupy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
 def test_missing_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cupy.installed() as cupy:
 
-        def fail(*_: object) -> None:
+        def fail(*_: object, **__: object) -> None:
             raise fake_cupy.CUDARuntimeError("no CUDA-capable device is detected")
 
-        monkeypatch.setattr(cupy.cuda.runtime, "getDeviceProperties", fail)
-        with pytest.raises(BackendError, match=r"no usable GPU.*nvidia-smi.*backend='numpy'"):
-            get_backend("cupy")
+        # What asks about a device makes no context, which may be what fails.
+        for owner, call in ((cupy.cuda.runtime, "getDeviceProperties"), (cupy.cuda, "Stream")):
+            with monkeypatch.context() as broken:
+                broken.setattr(owner, call, fail)
+                with pytest.raises(
+                    BackendError, match=r"no usable GPU.*nvidia-smi.*backend='numpy'"
+                ):
+                    get_backend("cupy")
 
 
 def test_unknown_backends_are_refused() -> None:
@@ -371,6 +376,39 @@ def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
     # Dual classes, primal kernels, those of conjugate gradients; a bias needs no others here. Two
     # for entries of confidence 1.
     assert compiled == (0 if cupy_backend.fused is None else 2 + (1 + 2 + 2) + (2 + 5 + 2 + 2))
+
+
+def test_blocks_that_change_coordinates_have_one_layout(monkeypatch) -> None:
+    """Whether they are cut from wider rows or filled up."""
+    from gpu_als.backends.cupy import multiply
+
+    monkeypatch.setattr(multiply, "CONVERTED_ROWS", 8)
+    seen = []
+
+    class Square:
+        __array_ufunc__ = None
+        shape = 5, 5
+
+        def __rmatmul__(self, block):
+            seen.append((block.shape, block.flags.c_contiguous))
+            return 2 * block
+
+    rows = np.arange(160.0).reshape(20, 8)[:, :5]
+    np.testing.assert_array_equal(multiply.multiply_each(np, rows, Square()), 2 * rows)
+    assert seen == 3 * [((8, 5), True)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_inner_products_of_rows(cupy_backend, monkeypatch, dtype) -> None:
+    from gpu_als.backends import row_dots
+
+    monkeypatch.setattr(row_dots, "_ELEMENTS", 50)  # several blocks
+    a, b = np.random.default_rng(5).standard_normal((2, 33, 7)).astype(dtype)
+    xp, move = cupy_backend.xp, cupy_backend.from_host
+    found = cupy_backend.to_host(row_dots.row_dots(xp, move(a), move(b)))
+    assert found.dtype == dtype
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(found, (a * b.astype(np.float64)).sum(1), rtol=0, atol=50 * eps)
 
 
 def test_info_refuses_no_factors(cupy_backend, capsys) -> None:

@@ -325,3 +325,10 @@ def test_counts_beyond_32_bits():
     counts = np.array([3, 2**33, 2**40])
     packing = pack_rows(counts, 128, 1 << 30)
     assert packing.long_rows == (1, 2)
+
+
+@pytest.mark.parametrize("lengths", [[0], [1], [1, 2]])
+def test_no_batch_has_more_rows_than_cublas_takes_products(lengths):
+    packing = pack_rows(np.repeat(lengths, 200_000), 2, 1 << 28)
+    assert max(batch.stop - batch.start for batch in packing.batches) <= 65535
+    assert sum(batch.stop - batch.start for batch in packing.batches) == 200_000 * len(lengths)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpu_als.backends.row_dots import row_dots
+
 __all__ = ["DenseSystem", "LinearSystem", "conjugate_gradient"]
 
 Array = Any
@@ -98,7 +100,7 @@ def conjugate_gradient(
     z, f = start.copy(), system.forward(start)
     residual = system.residual(z, f)
     direction = residual
-    energy = xp.einsum("bk,bk->b", residual, residual)
+    energy = row_dots(xp, residual, residual)
     tiny, eps = xp.finfo(z.dtype).tiny, xp.finfo(z.dtype).eps
     square, steepest = energy, xp.zeros_like(energy)  # |direction|^2, largest curvature for it
     for step in range(steps):
@@ -115,8 +117,8 @@ def conjugate_gradient(
         if step == steps - 1:
             break
         residual = residual - length * system.backward(direction, image)
-        former, energy = energy, xp.einsum("bk,bk->b", residual, residual)
+        former, energy = energy, row_dots(xp, residual, residual)
         turn = xp.where(former > tiny, energy / xp.maximum(former, tiny), 0)[:, None]
         direction = residual + turn * direction
-        square = xp.einsum("bk,bk->b", direction, direction)
+        square = row_dots(xp, direction, direction)
     return z, f

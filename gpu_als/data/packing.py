@@ -17,6 +17,8 @@ __all__ = ["Batch", "Packing", "Span", "pack_rows"]
 
 _PADDING = 12
 """A row is padded by less than this part of it: rows of up to 24 entries not at all."""
+_MOST_ROWS = 65535
+"""Of a batch: as many products of matrices as cuBLAS is sure to take at once."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def pack_rows(
         for first, stop in pairwise([*same.tolist(), end]):
             width = int(widths[first])
             cost = row_elements(width, n_factors) + row_overhead
-            n_batches = -(-(stop - first) // max(1, batch_elements // cost))
+            n_batches = -(-(stop - first) // max(1, min(batch_elements // cost, _MOST_ROWS)))
             height = -(-(stop - first) // n_batches)  # equal shares leave no small rest
             for start in range(first, stop, height):
                 n_rows = min(height, stop - start)

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpu_als.backends.ops import Backend
+from gpu_als.backends.row_dots import row_dots
 from gpu_als.errors import BackendError
 from gpu_als.estimators.snapshots import HasSnapshots, of_one_moment
 from gpu_als.ranking.pairs import check_pairs, pair_scores
@@ -173,7 +174,7 @@ class HasFactors(HasSnapshots):
 
 def norms(xp: Any, factors: Any) -> Any:
     """Return the norm of each row, 1e-10 where it is zero; shape (n,)."""
-    squares = xp.einsum("uk,uk->u", factors, factors).astype(xp.float64)
+    squares = row_dots(xp, factors, factors).astype(xp.float64)
     found = xp.sqrt(squares).astype(factors.dtype)
     return xp.where(found == 0, factors.dtype.type(_SMALLEST_NORM), found)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_als.backends.row_dots import row_dots
 from gpu_als.data.matrix import check_index_array
 from gpu_als.errors import InputError
 from gpu_als.row_problem import Array
@@ -49,5 +50,5 @@ def pair_scores(xp: Any, users: Array, items: Array, rows: Array, columns: Array
     scores = xp.empty(len(rows), users.dtype)
     for start in range(0, len(rows), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
-        scores[part] = xp.einsum("nk,nk->n", users[rows[part]], items[columns[part]])
+        scores[part] = row_dots(xp, users[rows[part]], items[columns[part]])
     return scores

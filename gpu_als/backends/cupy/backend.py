@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends.ahead import one_ahead
-from gpu_als.backends.cupy.compile import KernelError, Kernels
+from gpu_als.backends.cupy.compile import KernelError, Kernels, Macros
 from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.linear import KERNELS, load_linear
@@ -78,6 +78,10 @@ class CupyBackend:
         try:
             self._number = cupy.cuda.runtime.getDevice()
             properties = cupy.cuda.runtime.getDeviceProperties(self._number)
+            # The first that needs the device itself; each backend keeps its streams, since what
+            # CuPy's pool holds for a stream serves no other.
+            self._copying = cupy.cuda.Stream(non_blocking=True)
+            streams = SideBySide(cupy)
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise BackendError(
                 f"backend 'cupy' found no usable GPU ({error}); check that nvidia-smi lists one "
@@ -108,7 +112,7 @@ class CupyBackend:
                 cupy,
                 self.limits,
                 self._kernels,
-                SideBySide(cupy),
+                streams,
                 self.batch_elements,
                 tensor_cores=precision == "tf32x3",
                 stored_half=self.stores_half,
@@ -189,7 +193,7 @@ class CupyBackend:
         """
         if self.fused is None:
             return 0
-        kernels = set(KERNELS)
+        kernels: set[tuple[str, Macros]] = set(KERNELS)
         for width, solver in (
             (n_factors, Cholesky()),
             (n_factors, ConjugateGradient()),
@@ -213,6 +217,13 @@ class CupyBackend:
         The entries' weights are worked out once: values become ``tau``, weights the roots with
         their signs.
         """
+        loaded = self._load(problem)
+        # Copies go through page-locked memory, of which CuPy keeps up to twice their size.
+        self.xp.cuda.get_current_stream().synchronize()
+        self.xp.get_default_pinned_memory_pool().free_all_blocks()
+        return loaded
+
+    def _load(self, problem: RowProblem) -> DeviceProblem:
         rows, packing, move = problem.rows, problem.packing, self.xp.asarray
         root, sign, tau = None, None, move(rows.values)
         if len(tau):
@@ -241,8 +252,7 @@ class CupyBackend:
 
     def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[DeviceProblem]:
         """See :class:`gpu_als.backends.ops.Backend`; copies run on a stream of their own."""
-        cuda = self.xp.cuda
-        copying = cuda.Stream(non_blocking=True)
+        cuda, copying = self.xp.cuda, self._copying
         used: deque[Any] = deque()  # when what is copied next may overwrite a problem's memory
 
         def loader(make: Callable[[], RowProblem]) -> Callable[[], tuple[DeviceProblem, Any]]:
@@ -250,7 +260,7 @@ class CupyBackend:
                 with self.session(), copying:
                     if used:
                         copying.wait_event(used.popleft())
-                    problem = self.load(make())
+                    problem = self._load(make())
                     return problem, copying.record()
 
             return load

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.backends.cupy.compile import Macros
 from gpu_als.row_problem import Array
 
 __all__ = ["KERNELS", "LONGEST", "Linear", "load_linear"]
@@ -21,7 +22,7 @@ LONGEST = 512
 """Entries of a row that one warp adds up; many warps share longer ones."""
 _WARPS = 16
 _COLUMNS = 128  # of one pass; linear.cu
-KERNELS = tuple(("linear", (("WARPS", warps),)) for warps in (1, _WARPS))
+KERNELS: list[tuple[str, Macros]] = [("linear", (("WARPS", warps),)) for warps in (1, _WARPS)]
 """What products in float32 launch."""
 
 

@@ -13,12 +13,12 @@ __all__ = ["multiply_each"]
 def multiply_each(xp: Any, rows: Array, matrix: Array) -> Array:
     """Return ``rows @ matrix``, block by block.
 
-    All blocks have one shape: cuBLAS picks its kernel by shape, and kernels differ in the order in
-    which they add.
+    All blocks have one shape and layout: cuBLAS picks its kernel by these, and kernels differ in
+    the order in which they add.
     """
     out = xp.empty((len(rows), matrix.shape[1]), rows.dtype)
     for start in range(0, len(rows), CONVERTED_ROWS):
-        block = rows[start : start + CONVERTED_ROWS]
+        block = xp.ascontiguousarray(rows[start : start + CONVERTED_ROWS])
         n = len(block)
         if n < CONVERTED_ROWS:
             block = xp.zeros((CONVERTED_ROWS, rows.shape[1]), rows.dtype)
