@@ -272,6 +272,9 @@ __forceinline__ float4 load4(Global<const float> p, Place place = Place::here())
 __forceinline__ float4 load4(Shared<const float> p, Place place = Place::here()) {
     return p.load<float4>(place);
 }
+__forceinline__ ushort4 load4(Global<const unsigned short> p, Place place = Place::here()) {
+    return p.load<ushort4>(place);
+}
 __forceinline__ float2 load2(Global<const float> p, Place place = Place::here()) {
     return p.load<float2>(place);
 }

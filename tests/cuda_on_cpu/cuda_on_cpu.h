@@ -30,6 +30,9 @@ struct int2 {
 struct int4 {
     int x, y, z, w;
 } __attribute__((aligned(16)));
+struct ushort4 {
+    unsigned short x, y, z, w;
+} __attribute__((aligned(8)));
 struct float2 {
     float x, y;
 } __attribute__((aligned(8)));

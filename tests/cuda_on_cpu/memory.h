@@ -5,11 +5,11 @@ using cuda_on_cpu::Place;
 
 namespace cuda_on_cpu {
 
-template <class Vector>
-__forceinline__ Vector* aligned(const float* p, Place place) {
+template <class Vector, class T>
+__forceinline__ Vector* aligned(const T* p, Place place) {
     if (reinterpret_cast<uintptr_t>(p) % sizeof(Vector))
         fail("misaligned access of %zu bytes at %s:%d", sizeof(Vector), place.file, place.line);
-    return reinterpret_cast<Vector*>(const_cast<float*>(p));
+    return reinterpret_cast<Vector*>(const_cast<T*>(p));
 }
 
 }  // namespace cuda_on_cpu
@@ -25,6 +25,9 @@ using Shared = T*;
 
 __forceinline__ float4 load4(const float* p, Place place = Place::here()) {
     return *cuda_on_cpu::aligned<float4>(p, place);
+}
+__forceinline__ ushort4 load4(const unsigned short* p, Place place = Place::here()) {
+    return *cuda_on_cpu::aligned<ushort4>(p, place);
 }
 __forceinline__ void store4(float* p, float4 v, Place place = Place::here()) {
     *cuda_on_cpu::aligned<float4>(p, place) = v;

@@ -291,7 +291,8 @@ def _primal(
 ) -> Launch | None:
     """Return how rows are solved in the primal form; None if the system does not fit."""
     size = round_up(n_factors, 32)
-    shared_bytes = 4 * primal_floats(size, solver)
+    tensor_cores = tensor_cores and limits.has_tensor_cores
+    shared_bytes = 4 * primal_floats(size, solver, tensor_cores=tensor_cores)
     if size > 256 or shared_bytes > limits.shared_per_block:
         return None
     edge = 8 if size <= 64 else 16
@@ -308,7 +309,7 @@ def _primal(
     }
     if signed:
         macros["SIGNED"] = 1
-    if tensor_cores and limits.has_tensor_cores:
+    if tensor_cores:
         macros["TENSOR_CORES"] = 1
     return Launch(
         kernel="primal", macros=tuple(macros.items()), block=edge * edge, shared_bytes=shared_bytes
@@ -349,11 +350,11 @@ def dual_block_floats(entries: int, edge: int, n_factors: int, chunk: int) -> in
     return vectors + panel_floats(size) + warps * chunk + entries * _padded(chunk)
 
 
-def primal_floats(size: int, solver: Solver) -> int:
+def primal_floats(size: int, solver: Solver, *, tensor_cores: bool = False) -> int:
     """Return the floats of shared memory that a block of primal.cu or split.cu uses."""
     threads = 64 if size <= 64 else 256
     vectors = 4 * size + _EXCHANGE * threads // 32
-    tile_rows = 8 if size > 128 else 16
+    tile_rows = 8 if size > 128 or tensor_cores else 16
     stages = 4 * threads + 2 * tile_rows * (size + 8)
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
     sums = threads // lanes * size

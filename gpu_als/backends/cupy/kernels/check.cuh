@@ -13,13 +13,14 @@ struct Checker {
     static constexpr int kGroup = kQuads >= 32 ? 32 : (kQuads > 8 ? 16 : 8);
     static constexpr int kOwn = (kQuads + kGroup - 1) / kGroup;  // quads of each lane
     static constexpr int kGroups = THREADS / kGroup;
+    static constexpr int kAhead = 4 / kOwn;  // entries of a group that are on their way
     static constexpr int kFloats = kGroups * SIZE;
 
     // Returns what entries first .. first + count - 1 add to the objective, to every thread, and
     // leaves in sums[c], c < SIZE, column c of W^T (sign W z - tau). `z` (SIZE,) and `sums`
     // (kFloats) are shared; `scratch` has room for a float for each warp. Ends with a barrier.
     static __device__ __forceinline__ float run(const HalfSweep& problem, const Row& row,
-                                                int64 first, int64 count, Shared<float> z,
+                                                int64 first, int count, Shared<float> z,
                                                 Shared<float> sums, Shared<float> scratch) {
         const int member = threadIdx.x % kGroup, group = threadIdx.x / kGroup;
         float4 own[kOwn], sum[kOwn];
@@ -30,25 +31,40 @@ struct Checker {
             sum[o] = zero4();
         }
         float loss = 0.f;
-        for (int64 base = 0; base < count; base += kGroups) {
-            const bool valid = base + group < count;
-            const Entry entry(problem, first + (valid ? base + group : 0));
-            float4 w[kOwn];
-            float q = 0.f;
+        for (int base = group; base < count + group; base += kAhead * kGroups) {
+            Entry entry[kAhead];
+            float4 w[kAhead][kOwn];
 #pragma unroll
-            for (int o = 0; o < kOwn; ++o) {
-                const int c = 4 * (member + kGroup * o);
-                w[o] = valid && c < problem.stride
-                           ? load_scaled(problem, row, entry.index, entry.size, c)
-                           : zero4();
-                q = add_dot(q, w[o], own[o]);
+            for (int a = 0; a < kAhead; ++a)
+                if (base + a * kGroups < count) entry[a] = Entry(problem, first + base + a * kGroups);
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a)
+#pragma unroll
+                for (int o = 0; o < kOwn; ++o) {
+                    const int c = 4 * (member + kGroup * o);
+                    w[a][o] = zero4();
+                    if (base + a * kGroups < count && c < problem.stride)
+                        w[a][o] = load_factors(problem, entry[a].index, c);
+                }
+            float q[kAhead];
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+                q[a] = 0.f;
+#pragma unroll
+                for (int o = 0; o < kOwn; ++o) {
+                    const int c = 4 * (member + kGroup * o);
+                    if (c < problem.stride) w[a][o] = scaled(row, w[a][o], entry[a].size, c);
+                    q[a] = add_dot(q[a], w[a][o], own[o]);
+                }
             }
-            q = group_sum<kGroup>(q);
-            if (valid) {
-                const float error = entry.sign * q - entry.tau;
+            group_sums<kGroup>(q);
 #pragma unroll
-                for (int o = 0; o < kOwn; ++o) sum[o] = add_scaled(sum[o], error, w[o]);
-                if (member == 0) loss += entry_loss(problem, q, entry.sign, entry.tau);
+            for (int a = 0; a < kAhead; ++a) {
+                if (base + a * kGroups >= count) continue;
+                const float error = entry[a].sign * q[a] - entry[a].tau;
+#pragma unroll
+                for (int o = 0; o < kOwn; ++o) sum[o] = add_scaled(sum[o], error, w[a][o]);
+                if (member == 0) loss += entry_loss(problem, q[a], entry[a].sign, entry[a].tau);
             }
         }
 #pragma unroll

@@ -25,6 +25,7 @@ constexpr int THREADS = EDGE * EDGE;
 constexpr int M = EDGE * TILES;
 constexpr int SIZE = (M + kPanel - 1) / kPanel * kPanel;
 constexpr int WARPS = THREADS / 32;
+constexpr int kAhead = 4;  // rows of W that a thread has on their way
 
 struct Chunk {
     Shared<float> w;
@@ -37,13 +38,24 @@ struct Chunk {
 __device__ __forceinline__ void load_chunk(const HalfSweep& problem, const Row& row,
                                            Shared<int> index, Shared<float> size,
                                            const Chunk& chunk) {
-    const int n = int(row.count), lanes = lanes_for(chunk.width / 4);
+    const int n = int(row.count), lanes = lanes_for(chunk.width / 4), at_once = THREADS / lanes;
     const int own = 4 * (threadIdx.x % lanes);
-#pragma unroll 4
-    for (int i = threadIdx.x / lanes; i < M; i += THREADS / lanes)
-        for (int c = own; c < chunk.width; c += 4 * lanes)
-            store4(chunk.w + i * chunk.ld + c,
-                   i < n ? load_scaled(problem, row, index[i], size[i], chunk.first + c) : zero4());
+    for (int first = threadIdx.x / lanes; first < M; first += kAhead * at_once)
+        for (int c = own; c < chunk.width; c += 4 * lanes) {
+            float4 held[kAhead];
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+                const int i = first + a * at_once;
+                held[a] = zero4();
+                if (i < n) held[a] = load_factors(problem, index[i], chunk.first + c);
+            }
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+                const int i = first + a * at_once;
+                if (i < M)
+                    store4(chunk.w + i * chunk.ld + c, scaled(row, held[a], size[i], chunk.first + c));
+            }
+        }
 }
 
 // The row's dot product with the chunk's columns of `vector`, for thread i < n.

@@ -20,6 +20,7 @@
 
 constexpr int N = 8 * TILES;
 constexpr int LD = N + 4;
+constexpr int kAhead = 4;  // rows of W that a lane has on their way
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
@@ -44,14 +45,32 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
 
     __syncwarp();
 
-    // Gather, as many rows at a time as a warp's lanes can share. Rows beyond n are zero.
+    // Gather, as many rows at a time as a warp's lanes can share, and kAhead times as many on their
+    // way. Rows beyond n are zero.
     const int lanes = lanes_for(quads), rows_at_once = 32 / lanes;
-    for (int base = 0; base < N; base += rows_at_once) {
-        const int i = base + lane / lanes;
-        const int index = __shfl_sync(kFullWarp, entry.index, i);
-        const float size = __shfl_sync(kFullWarp, entry.size, i);
-        for (int c = 4 * (lane % lanes); c < stride; c += 4 * lanes)
-            store4(w + i * ld + c, i < n ? load_scaled(problem, row, index, size, c) : zero4());
+    for (int base = 0; base < N; base += kAhead * rows_at_once) {
+        int index[kAhead];
+        float size[kAhead];
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a) {
+            const int i = base + a * rows_at_once + lane / lanes;
+            index[a] = __shfl_sync(kFullWarp, entry.index, i);
+            size[a] = __shfl_sync(kFullWarp, entry.size, i);
+        }
+        for (int c = 4 * (lane % lanes); c < stride; c += 4 * lanes) {
+            float4 held[kAhead];
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+                held[a] = zero4();
+                if (base + a * rows_at_once + lane / lanes < n)
+                    held[a] = load_factors(problem, index[a], c);
+            }
+#pragma unroll
+            for (int a = 0; a < kAhead; ++a) {
+                const int i = base + a * rows_at_once + lane / lanes;
+                if (i < N) store4(w + i * ld + c, scaled(row, held[a], size[a], c));
+            }
+        }
     }
     float t = entry.tau;  // right-hand side of the dual system
     if (problem.b0 != nullptr) {

@@ -244,7 +244,7 @@ __host__ __device__ constexpr int accumulate_floats() {
 // Ends with a barrier.
 template <class Shape, class Sum>
 __device__ __forceinline__ void accumulate(const HalfSweep& problem, const Row& row, int64 first,
-                                           int64 count, Sum& gram, float& rhs,
+                                           int count, Sum& gram, float& rhs,
                                            Shared<float> shared) {
     constexpr int kStrip = Shape::kThreads, kRows = Shape::kTileRows;
     const int tid = threadIdx.x;
@@ -253,8 +253,8 @@ __device__ __forceinline__ void accumulate(const HalfSweep& problem, const Row& 
     Shared<float> tau = sign + kStrip;
     Shared<int> index = shared_as<int>(tau + kStrip);
     Shared<float> stages = tau + 2 * kStrip;
-    for (int64 strip = 0; strip < count; strip += kStrip) {
-        const int here = int(min(int64(kStrip), count - strip));
+    for (int strip = 0; strip < count; strip += kStrip) {
+        const int here = min(kStrip, count - strip);
         Entry entry;
         if (tid < here) entry = Entry(problem, first + strip + tid);
         index[tid] = entry.index, size[tid] = entry.size, sign[tid] = entry.sign, tau[tid] = entry.tau;

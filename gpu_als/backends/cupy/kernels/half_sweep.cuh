@@ -138,18 +138,23 @@ __device__ __forceinline__ float4 load_factors(const HalfSweep& problem, int ind
     Global<const Stored> fixed = static_cast<const Stored*>(problem.fixed);
     const int64 place = int64(index) * problem.stride + c;
 #ifdef STORED_HALF
-    return make_float4(half_to_float(fixed[place]), half_to_float(fixed[place + 1]),
-                       half_to_float(fixed[place + 2]), half_to_float(fixed[place + 3]));
+    const ushort4 halves = load4(fixed + place);
+    return make_float4(half_to_float(halves.x), half_to_float(halves.y), half_to_float(halves.z),
+                       half_to_float(halves.w));
 #else
     return load4(fixed + place);
 #endif
 }
 
-// W of an entry, columns c .. c + 3
+// W of an entry, columns c .. c + 3, given its factors
+__device__ __forceinline__ float4 scaled(const Row& row, float4 factors, float size, int c) {
+    const float4 w = factors * size;
+    return row.scaled ? w * load4(row.scale + c) : w;
+}
+
 __device__ __forceinline__ float4 load_scaled(const HalfSweep& problem, const Row& row, int index,
                                               float size, int c) {
-    const float4 w = load_factors(problem, index, c) * size;
-    return row.scaled ? w * load4(row.scale + c) : w;
+    return scaled(row, load_factors(problem, index, c), size, c);
 }
 
 // How many lanes share a row of `quads` 16-byte pieces: a power of two, at most a warp.

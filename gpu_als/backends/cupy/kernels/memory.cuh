@@ -2,8 +2,8 @@
 //
 // `Global<T>` and `Shared<T>` are plain pointers on a GPU. The names mark what a pointer points
 // to, and let an execution model on the CPU put checked, counting pointers in their place
-// (tests/cuda_on_cpu). Scalars are reached as p[i]; four neighbours at once, 16-byte aligned, by
-// load4 and store4, two, 8-byte aligned, by load2.
+// (tests/cuda_on_cpu). Scalars are reached as p[i]; four neighbours at once by load4 and
+// store4, two by load2, aligned to the size of what they are together.
 #pragma once
 
 using int64 = long long;
@@ -17,6 +17,9 @@ using Shared = T*;
 
 __device__ __forceinline__ float4 load4(const float* p) {
     return *reinterpret_cast<const float4*>(p);
+}
+__device__ __forceinline__ ushort4 load4(const unsigned short* p) {
+    return *reinterpret_cast<const ushort4*>(p);
 }
 __device__ __forceinline__ void store4(float* p, float4 v) {
     *reinterpret_cast<float4*>(p) = v;

@@ -38,7 +38,7 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
     {
         Gram<EDGE, UNITS> gram;
         float rhs = 0.f;
-        accumulate<Shape>(problem, row, row.first, row.count, gram, rhs, area);
+        accumulate<Shape>(problem, row, row.first, int(row.count), gram, rhs, area);
         gram.store(lhs);
         if (threadIdx.x < SIZE) *lhs.element(SIZE, threadIdx.x) = rhs;
     }
@@ -46,6 +46,8 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
     finish_system(problem, row, lhs, v);
     Shared<float> rest = area + AREA;  // the solver's, then the check's
     const int condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, rest);
-    const float loss = Check::run(problem, row, row.first, row.count, v.z, rest, v.scratch);
-    write_row(problem, row, condition, loss, rest, lhs, v);
+    // Loaded again: while systems are solved there is no register to spare for it.
+    const Row solved(problem, Global<const int64>(rows_)[blockIdx.x], v.scale);
+    const float loss = Check::run(problem, solved, solved.first, int(solved.count), v.z, rest, v.scratch);
+    write_row(problem, solved, condition, loss, rest, lhs, v);
 }

@@ -13,6 +13,16 @@ __device__ __forceinline__ float group_sum(float value) {
     return value;
 }
 
+// The same for several values, whose steps do not wait for one another.
+template <int WIDTH, int COUNT>
+__device__ __forceinline__ void group_sums(float (&values)[COUNT]) {
+#pragma unroll
+    for (int distance = WIDTH / 2; distance > 0; distance /= 2)
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+            values[i] += __shfl_xor_sync(kFullWarp, values[i], distance);
+}
+
 // Sum over a block of THREADS; every thread gets it. `scratch` has room for a float for each warp.
 template <int THREADS>
 __device__ __forceinline__ float block_sum(float value, Shared<float> scratch) {

@@ -46,7 +46,7 @@ split_gram(HalfSweep problem, const int64* rows_, const Segment* segments_, floa
     const Panels<Global<float>> share = {Global<float>(shares_) + int64(blockIdx.x) * SHARE, SIZE};
     Gram<EDGE, UNITS> gram;
     float rhs = 0.f;
-    accumulate<Shape>(problem, row, segment.first, segment.count, gram, rhs,
+    accumulate<Shape>(problem, row, segment.first, int(segment.count), gram, rhs,
                       shared + Vectors<THREADS, SIZE>::kFloats);
     gram.store(share);
     if (threadIdx.x < SIZE) *share.element(SIZE, threadIdx.x) = rhs;
@@ -91,7 +91,7 @@ split_check(HalfSweep problem, const int64* rows_, const Segment* segments_,
     Global<const float> solution = Global<const float>(solutions_) + segment.row * SOLUTION;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] = solution[c];
     __syncthreads();
-    const float loss = Check::run(problem, row, segment.first, segment.count, v.z, sums, v.scratch);
+    const float loss = Check::run(problem, row, segment.first, int(segment.count), v.z, sums, v.scratch);
     Global<float> check = Global<float>(checks_) + int64(blockIdx.x) * CHECK;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) check[c] = sums[c];
     if (threadIdx.x == 0) check[SIZE] = loss;
