@@ -4,6 +4,8 @@ Rows whose system is singular keep their former value to the bit and are counted
 leave NaN or infinity behind, nor warn of anything but singular rows.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -11,6 +13,7 @@ from helpers import ragged_rows, random_ratings, residuals
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, als_step, factorize
 from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
+from gpu_als.backends.half_sweep import _relative
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.backends.numpy.reference import objective_value, row_system, solve_row
 from gpu_als.backends.rescue import solve_carefully
@@ -30,11 +33,11 @@ SOLVERS = pytest.mark.parametrize(
 BATCHES = pytest.mark.parametrize("per_factor", [1 << 16, 10], ids=["batches", "segments"])
 
 
-def solve(objective, rows, fixed, solver, per_factor=1 << 16, seed=51, dense=None):
+def solve(objective, rows, fixed, solver, per_factor=1 << 16, seed=51, dense=None, scale=1):
     """Run a half-sweep from random factors; return those, the solved ones and the statistics."""
     n_rows = rows.n_rows if dense is None else len(dense)
     k = fixed.shape[1]
-    start = np.random.default_rng(seed).standard_normal((n_rows, k)).astype(fixed.dtype)
+    start = np.random.default_rng(seed).standard_normal((n_rows, k)).astype(fixed.dtype) * scale
     solved = start.copy()
     backend = NumpyBackend(1, per_factor * k)
     problem = objective.row_problem(
@@ -283,6 +286,35 @@ def test_extreme_numbers_stay_finite(ridge, weights, values, per_factor, solver,
     for k in (2, 20):
         rows = make_rows([0, 1, 3, k - 1, k, k + 1, 50], 60, dtype, values, weights)
         solve(Explicit(ridge, False), rows, normal_factors(60, k, dtype), solver, per_factor)
+
+
+@DTYPES
+@SOLVERS
+@BATCHES
+@pytest.mark.parametrize("power", [-1, 1], ids=["small", "large"])
+def test_values_of_any_size_are_solved_alike(power, per_factor, solver, dtype):
+    """The largest are those that are accepted; both sides' factors are as large as their roots."""
+    size = dtype(2.0) ** (power * (19 if dtype == np.float32 else 166))
+    for k in (6, 20):
+        rows, fixed = (
+            make_rows([1, 3, k - 1, k, k + 3, 50], 60, dtype),
+            normal_factors(60, k, dtype),
+        )
+        _, expected, _ = solve(Explicit(1.0, False), rows, fixed, solver, per_factor)
+        scaled = replace(rows, values=rows.values * size * size), fixed * size
+        objective = Explicit(float(size) ** 2, False)
+        _, solved, stats = solve(objective, *scaled, solver, per_factor, scale=size)
+        assert stats.singular == 0
+        np.testing.assert_array_equal(solved / size, expected)
+
+
+@DTYPES
+@pytest.mark.parametrize("share", [1e-25, 1e25])
+def test_residuals_are_judged_at_any_size(share, dtype):
+    size = dtype(share ** (1 if dtype == np.float32 else 8))
+    rhs, misfit = np.random.default_rng(58).standard_normal((2, 4, 7)).astype(dtype)
+    expected = np.linalg.norm(misfit, axis=1) / np.linalg.norm(rhs, axis=1)
+    np.testing.assert_allclose(_relative(np, size * misfit, size * rhs), expected, rtol=1e-5)
 
 
 @DTYPES

@@ -24,7 +24,7 @@ class LinearSystem(Protocol):
     Attributes
     ----------
     noise : array, shape (B,), or float
-        ``|residual|^2`` up to which a residual is nothing but rounding.
+        ``|residual|`` up to which a residual is nothing but rounding.
     """
 
     noise: Array
@@ -54,7 +54,10 @@ class DenseSystem:
         # Curvature from a matrix that was added up is rounded to its largest elements: along
         # what is left once the residual is down to rounding, it could have any value.
         eps = np.finfo(rhs.dtype).eps
-        self.noise = (8 * eps) ** 2 * (rhs * rhs).sum(axis=1)
+        largest = abs(rhs).max(axis=1)[:, None]
+        largest = largest + (largest == 0)
+        scaled = rhs / largest
+        self.noise = 8 * eps * largest[:, 0] * ((scaled * scaled).sum(axis=1)) ** 0.5
 
     def forward(self, p: Array) -> Array:
         """See :class:`LinearSystem`."""
@@ -99,6 +102,10 @@ def conjugate_gradient(
     """
     z, f = start.copy(), system.forward(start)
     residual = system.residual(z, f)
+    # Everything is homogeneous in the residual; a power of two changes no digit.
+    size = _magnitude(xp, residual)
+    residual = residual / size
+    noise = (system.noise / size[:, 0]) ** 2
     direction = residual
     energy = row_dots(xp, residual, residual)
     tiny, eps = xp.finfo(z.dtype).tiny, xp.finfo(z.dtype).eps
@@ -110,10 +117,10 @@ def conjugate_gradient(
         # What is left of a residual in a singular system's null space is noise, and a step could
         # have any length: there is none. (0 * curvature hands on what overflowed.)
         regular = (curvature > tiny) & (curvature > eps * steepest * square)
-        regular &= energy > system.noise
+        regular &= energy > noise
         length = xp.where(regular, energy / xp.where(regular, curvature, 1), 0 * curvature)[:, None]
-        z += length * direction
-        f = f + length * image
+        z += size * length * direction
+        f = f + size * length * image
         if step == steps - 1:
             break
         residual = residual - length * system.backward(direction, image)
@@ -122,3 +129,10 @@ def conjugate_gradient(
         direction = residual + turn * direction
         square = row_dots(xp, direction, direction)
     return z, f
+
+
+def _magnitude(xp: Any, vectors: Array) -> Array:
+    """Return the power of two below the largest element of each row, shape (B, 1)."""
+    largest = xp.abs(vectors).max(axis=1, keepdims=True)
+    usable = (largest >= xp.finfo(largest.dtype).tiny) & xp.isfinite(largest)
+    return xp.exp2(xp.floor(xp.log2(xp.where(usable, largest, 1)))).astype(vectors.dtype)

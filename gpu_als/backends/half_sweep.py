@@ -343,6 +343,9 @@ def _row_terms(systems: Systems, z: Array) -> float:
 
 def _relative(xp: Any, misfit: Array, rhs: Array) -> Array:
     """Return the norm of each row of ``misfit`` over that of ``rhs``; 0 where both vanish."""
+    largest = xp.maximum(xp.abs(misfit).max(axis=1), xp.abs(rhs).max(axis=1))[:, None]
+    largest = xp.where(largest > 0, largest, 1)  # so that no square overflows
+    misfit, rhs = misfit / largest, rhs / largest
     above = xp.sqrt((misfit * misfit).sum(axis=1))
     below = xp.sqrt((rhs * rhs).sum(axis=1))
     return above / xp.maximum(below, xp.finfo(rhs.dtype).tiny)

@@ -214,10 +214,10 @@ def to_id_array(ids: Any, *, name: str) -> np.ndarray:
     if array.ndim != 1:
         raise InputError(f"{name}: found {array.ndim} dimensions; pass a 1-D array of ids")
     kind = array.dtype.kind
-    if kind in "UT":
+    if kind == "U":
         return array.astype(object)
-    if kind == "O":
-        return _from_objects(array, name)
+    if kind in "OT":  # NumPy's texts of any length can be missing, and end in NULs
+        return _from_objects(array.astype(object, copy=False), name)
     if kind == "f":
         return _from_floats(array, name)
     if kind not in "iu":
@@ -230,7 +230,7 @@ def to_id_array(ids: Any, *, name: str) -> np.ndarray:
 def _plain_array(ids: Any, name: str) -> np.ndarray:
     ids = [ids] if isinstance(ids, str) else to_host(ids)
     types = set(map(type, ids)) if isinstance(ids, list | tuple) else set()
-    if len(types) > 1 or types == {str}:
+    if len(types) > 1 or any(issubclass(kind, str) for kind in types):
         # NumPy would turn [7, None] or [7, "a"] into one type by itself and hide the mixture, and
         # shorten texts that end in NULs.
         array = np.empty(len(ids), object)

@@ -18,6 +18,7 @@ Header = bool | Literal["auto"]
 
 _MOST_LIKELY_DELIMITER = {".csv": ",", ".tsv": "\t"}
 _DELIMITERS = ("\t", "::", ",", ";")
+_MISSING = {"na", "n/a", "none", "null"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def check_arguments(columns: Sequence[Column], delimiter: str | None, header: He
             raise InputError(
                 f"{which}: found the name {column!r} with header=False; pass a position"
             )
-    if delimiter is not None and (delimiter == "" or set(delimiter) & set('\r\n"')):
+    is_text = isinstance(delimiter, str) and delimiter and not set(delimiter) & set('\r\n"')
+    if delimiter is not None and not is_text:
         raise InputError(
             f"delimiter: found {delimiter!r}; pass for example ',' or None to detect it"
         )
@@ -97,9 +99,9 @@ def find_layout(
         If a column that was named does not exist, or columns are not distinct.
     """
     line, text = piece
-    (end, first), *rest = _first_lines(text, 2)
     if delimiter is None:
-        delimiter = _sniff(first, suffix)
+        delimiter = _sniff(_first_lines(text, 1)[0][1], suffix)
+    (end, first), *rest = _first_lines(text, 2, quoted=_quotes(delimiter))
     fields = _fields(first, delimiter)
     following = _fields(rest[0][1], delimiter) if rest else []
     has_header = _is_header(fields, following, columns) if header == "auto" else header
@@ -110,12 +112,17 @@ def find_layout(
     return layout, (line, text)
 
 
-def _first_lines(text: str, count: int) -> list[tuple[int, str]]:
-    """Return the first lines that are not blank, each after the position where it ends."""
+def _first_lines(text: str, count: int, *, quoted: bool = False) -> list[tuple[int, str]]:
+    """Return the first lines that are not blank, each after the position where it ends.
+
+    Where fields can be ``quoted``, line breaks between quotes end no line.
+    """
     lines: list[tuple[int, str]] = []
     start = 0
     while start < len(text) and len(lines) < count:
         end = text.find("\n", start) + 1 or len(text)
+        while quoted and text.count('"', start, end) % 2 and end < len(text):
+            end = text.find("\n", end) + 1 or len(text)
         if not text[start:end].isspace():
             lines.append((end, text[start:end].rstrip("\n")))
         start = end
@@ -149,6 +156,9 @@ def _is_header(fields: list[str], following: list[str], columns: Sequence[Column
     if None not in (find_column(fields, "user"), find_column(fields, "item")):
         return True
     if any(map(is_number, fields)):
+        return False
+    # A rating that is missing, or written in another way, is for the rows' reader to refuse.
+    if not all(any(map(str.isalpha, field)) and field.lower() not in _MISSING for field in fields):
         return False
     # With three columns the last is a rating, so a line without any number is not data.
     return len(fields) > 2 or (bool(following) and all(map(is_number, following)))

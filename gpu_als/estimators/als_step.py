@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import get_backend
-from gpu_als.data.matrix import as_csr
+from gpu_als.data.matrix import as_csr, check_magnitude
 from gpu_als.errors import InputError
 from gpu_als.estimators.params import check_integer, check_nonnegative
 from gpu_als.objectives import Explicit
@@ -59,7 +59,7 @@ def als_step(
     Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer
     42 (2009).
     """
-    if variable not in ("x", "y"):
+    if not isinstance(variable, str) or variable not in ("x", "y"):
         raise InputError(f"variable must be 'x' or 'y', not {variable!r}")
     k = check_integer(k, name="k", at_least=1)
     lmbda = check_nonnegative(lmbda, name="lmbda")
@@ -72,6 +72,7 @@ def als_step(
             raise InputError(f"{name} is read-only, but is to be updated in place; pass a copy")
     dtype = np.result_type(x, y)
     ratings = as_csr(train_matrix, name="train_matrix", dtype=dtype)
+    check_magnitude(ratings, dtype=dtype, name="train_matrix")
     for name, factors, size in (("x", x, ratings.shape[0]), ("y", y, ratings.shape[1])):
         if factors.shape != (size, k):
             hint = ""
@@ -86,6 +87,7 @@ def als_step(
     rows = SparseRows.from_csr(ratings if variable == "x" else sp.csr_matrix(ratings.T))
     backend = get_backend()
     problem = Explicit(lmbda, count_scaled=False).row_problem(rows, k, backend.batch_elements, side)
+    problem.check_scale(dtype)
     with backend.session():
         # copies: dtype and layout of our own
         on_device = backend.from_host(solved.astype(dtype, order="C"))

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
+from gpu_als.backends.frame import gram
 from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.errors import InputError
 from gpu_als.estimators.factors import HasFactors
@@ -72,7 +73,8 @@ class Explains(HasFactors):
         Hu, Koren, Volinsky: Collaborative filtering for implicit feedback datasets, ICDM 2008,
         section 5.
         """
-        items = np.asarray(self._checked()[1])
+        held = self._checked()[1]
+        items = np.asarray(held)
         if not np.isfinite(items).all():
             raise InputError("item_factors hold NaN or inf, so no score can be explained")
         matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
@@ -83,7 +85,9 @@ class Explains(HasFactors):
         n_best = check_integer(N, name="N", at_least=1)
         objective = self._objective()
         if user_weights is None:
-            weights = factor_system(objective, row, items, self.YtY.astype(np.float64))
+            backend = self._get_backend()
+            wide = self._on_host("YtY in float64", held, lambda _, y: gram(backend, y))
+            weights = factor_system(objective, row, items, wide)
         else:
             weights = check_user_weights(user_weights, items.shape[1])
         return *contributions(objective, row, items, item, weights, n_best), weights

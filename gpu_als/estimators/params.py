@@ -35,14 +35,14 @@ class HasParameters:
         for one in cls.__mro__:
             if "__init__" not in vars(one):
                 continue
-            own = inspect.signature(vars(one)["__init__"]).parameters
+            _, *own = inspect.signature(vars(one)["__init__"]).parameters.values()
             named = {
-                name: parameter
-                for name, parameter in own.items()
-                if name != "self" and parameter.kind not in (_ANY_NAMES, _ANY_NUMBER)
+                parameter.name: parameter
+                for parameter in own
+                if parameter.kind not in (_ANY_NAMES, _ANY_NUMBER)
             }
             found |= {name: named[name] for name in named if name not in found}
-            if _ANY_NAMES not in (parameter.kind for parameter in own.values()):
+            if _ANY_NAMES not in (parameter.kind for parameter in own):
                 break
         return found
 

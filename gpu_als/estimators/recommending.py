@@ -118,7 +118,7 @@ class Recommends(HasIds):
                 candidates=items,
             )
         if min_score is not None:
-            low = scores < _check_score(min_score)
+            low = scores < np.float64(_check_score(min_score))  # which may be beyond their range
             found[low], scores[low] = -1, lowest_score(scores.dtype)
         return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
 

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import Backend
-from gpu_als.data.matrix import as_csr, check_magnitude
+from gpu_als.data.matrix import as_csr, check_magnitude, to_host
 from gpu_als.errors import InputError
 from gpu_als.row_problem import RowProblem
 from gpu_als.solvers import Solver
@@ -68,10 +68,13 @@ def aligned_weights(
         ``ratings`` in validated form.
     """
     shape, dtype = user_items.shape, user_items.dtype
+    sample_weight = getattr(sample_weight, "user_items", sample_weight)  # of Interactions
+    if not sp.issparse(sample_weight):
+        sample_weight = _real_numbers(sample_weight)
     if sp.issparse(sample_weight):
         weights = as_csr(sample_weight, name="sample_weight", dtype=dtype)
-    elif np.ndim(sample_weight) == 2:
-        dense = np.asarray(sample_weight, dtype)
+    elif sample_weight.ndim == 2:
+        dense = sample_weight
         rows = np.repeat(np.arange(shape[0]), np.diff(user_items.indptr))
         if dense.shape != shape:
             raise InputError(f"sample_weight has shape {dense.shape}; ratings has {shape}")
@@ -87,7 +90,7 @@ def aligned_weights(
                 f"{np.shape(sample_weight)}"
             )
         replaced = entries.copy()
-        replaced.data = np.asarray(sample_weight, dtype)
+        replaced.data = sample_weight
         weights = as_csr(replaced, name="sample_weight", dtype=dtype)
     same = (
         weights.shape == shape
@@ -108,6 +111,20 @@ def aligned_weights(
     before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[user_items.indptr]
     some = user_items.data[kept], user_items.indices[kept], before
     return sp.csr_matrix(some, shape=shape), weights.data[kept]
+
+
+def _real_numbers(sample_weight: Any) -> np.ndarray:
+    try:
+        found = np.asarray(to_host(sample_weight))
+    except ValueError:
+        raise InputError(
+            "sample_weight: found nested lists of different lengths; pass a NumPy array"
+        ) from None
+    if found.dtype.kind not in "biuf":
+        raise InputError(
+            f"sample_weight: found values of type {found.dtype}; convert them to real numbers first"
+        )
+    return found
 
 
 def weighted_sum(values: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:

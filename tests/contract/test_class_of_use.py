@@ -47,6 +47,13 @@ class Widened(AlternatingLeastSquares):
         self.label = label
 
 
+class Unconventional(AlternatingLeastSquares):
+    """A subclass whose constructor calls its object by another name."""
+
+    def __init__(this, factors=5):
+        super().__init__(factors=factors, random_state=9, use_gpu=False)
+
+
 # --- subclasses ----------------------------------------------------------------------------------
 
 
@@ -90,6 +97,14 @@ def test_a_subclass_may_have_other_parameters(tmp_path):
     model.save(tmp_path / "model.npz")
     loaded = Narrowed.load(tmp_path / "model.npz")
     assert (loaded.factors, loaded.alpha, loaded.label) == (5, 7.0, "none")
+
+
+def test_a_subclass_may_call_itself_what_it_likes():
+    model = Unconventional(7)
+    assert model.get_params() == {"factors": 7}
+    assert repr(model) == "Unconventional(factors=7)"
+    model.fit(PLAYS, show_progress=False)
+    assert model.user_factors.shape[1] == 7
 
 
 def test_a_subclass_may_hand_on_keyword_arguments(tmp_path):

@@ -6,6 +6,7 @@ import scipy.linalg
 import scipy.sparse as sp
 
 from contract.common import FACTORS, FEEDBACK, MIXED, PLAYS, exact_rows, on_host, trained
+from gpu_als import AlternatingLeastSquares
 from gpu_als.backends.numpy.reference import row_system
 
 USER, ITEM = 3, 5
@@ -31,6 +32,19 @@ def test_the_score_is_that_of_the_user_solved_exactly(use_gpu, name, alpha):
     user = exact_rows(items, user_items[USER], alpha=alpha, regularization=0.05)[0]
     score, _, _ = model.explain(USER, user_items, ITEM)
     assert score == pytest.approx(user @ items[ITEM], rel=1e-5, abs=1e-7)
+
+
+def test_the_score_needs_no_regularization_to_speak_of(use_gpu):
+    """More factors than items: a Gram in float32 would not be definite."""
+    rng = np.random.default_rng(8)
+    model = AlternatingLeastSquares(60, regularization=1e-7, use_gpu=use_gpu, random_state=8)
+    model.user_factors, model.item_factors = rng.random((2, 40, 60), np.float32) / 8
+    plays = sp.random(40, 40, density=0.2, format="csr", dtype=np.float32, random_state=8)
+    plays.data[:] = 3
+    items = on_host(model)[1].astype(np.float64)
+    for user in range(10):
+        expected = exact_rows(items, plays[user], alpha=1.0, regularization=1e-7)[0] @ items[ITEM]
+        assert model.explain(user, plays, ITEM)[0] == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_contributions_add_up_to_the_score_and_fall(use_gpu):

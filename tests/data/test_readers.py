@@ -151,6 +151,15 @@ def test_quoted_fields_and_embedded_line_ends(write):
     assert ratings.tolist() == [4.0, 3.0, 5.0]
 
 
+@pytest.mark.parametrize("header", ["", 'user,"the\nitem",rating\n'])
+def test_line_ends_in_the_first_record(write, header):
+    path = write("r.csv", header + 'u,"i\nx",4\nv,j,2\n')
+    users, items, ratings = read_triples(path, item=1)
+    assert users.tolist() == ["u", "v"]
+    assert items.tolist() == ["i\nx", "j"]
+    assert ratings.tolist() == [4, 2]
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_only_line_feeds_end_lines(write, quote):
     path = write("r.csv", f"{quote}a{quote},x\u2028y\x0bz,1\nb,w\x85,2\n")
@@ -226,6 +235,9 @@ def test_agrees_with_pandas_on_a_larger_file(tmp_path):
         ("1,2,3\n1,2,abc\n", r":2: the rating 'abc' is not a number; correct it or delete"),
         ("1,2,x\n", r":1: the rating 'x' is not a number"),
         ("u,i,r\n\n1,2,\n", r":3: the rating '' is not a number"),
+        ("u,i,\nv,j,3\n", r":1: the rating '' is not a number"),
+        ("u,i,NA\nv,j,3\n", r":1: the rating 'NA' is not a number"),
+        ('u,i,"1,5"\nv,j,3\n', r":1: the rating '1,5' is not a number"),
         ("1,2,3\n1,2,nan\n", r":2: the rating 'nan' is not finite; correct it or delete"),
         ("a,b,3\n1,2,-inf\n", r":2: the rating '-inf' is not finite"),
         ("1,2,3\n1,2,1e999\n", r":2: the rating '1e999' is not finite"),
@@ -261,6 +273,7 @@ def test_bad_files_are_refused_with_place_and_remedy(write, text, message):
         ({"user": 1, "item": 1}, r"^user, item, rating: .*not distinct; pass three different"),
         ({"delimiter": ""}, "^delimiter: found ''; pass for example ','"),
         ({"delimiter": "\n"}, "^delimiter: found"),
+        ({"delimiter": 5}, "^delimiter: found 5; pass for example ','"),
         ({"header": "yes"}, "^header: found 'yes'; pass True, False or 'auto'"),
         ({"duplicates": "mean"}, "^duplicates: found 'mean'; pass 'sum' or 'last'"),
     ],

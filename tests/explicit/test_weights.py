@@ -91,7 +91,12 @@ def test_weight_zero_is_not_rated(weights):
         (lambda w: -w, "negative"),
         (lambda w: w * np.nan, "NaN"),
         (lambda w: w.multiply(RATINGS > 3).tocsr(), "stored entries of ratings"),
-        (lambda w: "heavy", "must be an array"),
+        (lambda w: "heavy", "values of type <U5; convert them to real numbers"),
+        (lambda w: w.toarray().astype(str), "convert them to real numbers"),
+        (lambda w: w.toarray() + 1j, "convert them to real numbers"),
+        (lambda w: [[1.0], [1.0, 2.0]], "lists of different lengths"),
+        (lambda w: w.toarray() * 1e300, r"above 1e\+100"),
+        (lambda w: 2.0, "must be an array"),
     ],
 )
 def test_bad_weights(weights, spoil, message):
