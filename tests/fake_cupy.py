@@ -191,6 +191,7 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda.compiler = types.SimpleNamespace(CompileException=cuda_on_cpu.CudaOnCpuError)
     cupy.RawModule = RawModule
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
+    cupy.cuda.alloc_pinned_memory = bytearray
     cupy.get_default_pinned_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=int)
     cupy.cuda.runtime = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,

@@ -142,7 +142,7 @@ def arguments(problem, **changes):
         ({"variable": "z"}, "variable must be 'x' or 'y', not 'z'"),
         ({"variable": None}, "variable"),
         ({"variable": np.array(["x", "y"])}, "variable must be 'x' or 'y'"),
-        ({"lmbda": 1e200}, "regularization, scaled to rows, exceeds"),
+        ({"lmbda": 1e200}, "lmbda exceeds 1e\\+154, what float64 can work with"),
         ({"train_matrix": np.full((12, 9), 1e101)}, "train_matrix.*above 1e\\+100"),
         ({"k": 0}, "k must be an integer of at least 1"),
         ({"k": 4}, r"x has shape \(12, 3\).*k = 4 need \(12, 4\)"),

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cuda_on_cpu
@@ -20,7 +21,11 @@ from gpu_als import backends
 from gpu_als.backends import get_backend
 from gpu_als.cli import main
 from gpu_als.errors import BackendError, InputError
+from gpu_als.objectives import Explicit
 from gpu_als.ranking.top_k import top_k
+from gpu_als.row_problem import SparseRows
+from gpu_als.solvers import Cholesky, ConjugateGradient
+from gpu_als.solving import solve_side
 
 SOURCES = sorted((Path(gpu_als.__file__).parent / "backends" / "cupy").glob("*.py"))
 
@@ -409,6 +414,27 @@ def test_inner_products_of_rows(cupy_backend, monkeypatch, dtype) -> None:
     assert found.dtype == dtype
     eps = np.finfo(dtype).eps
     np.testing.assert_allclose(found, (a * b.astype(np.float64)).sum(1), rtol=0, atol=50 * eps)
+
+
+@pytest.mark.parametrize("power", [-19, 19])
+@pytest.mark.parametrize("solver", [Cholesky(), ConjugateGradient(8)], ids=["chol", "cg"])
+def test_values_of_any_size_are_solved_alike(cupy_backend, solver, power) -> None:
+    """Both sides' factors are as large as the roots of the values; see test_singular.py."""
+    size = np.float32(2.0**power)
+    rows = SparseRows.from_csr(ratings())
+    fixed, start = np.random.default_rng(6).standard_normal((2, 60, 12)).astype(np.float32)
+    found = []
+    for scale in (np.float32(1), size):
+        scaled = replace(rows, values=rows.values * scale * scale)
+        objective = Explicit(float(scale) ** 2, count_scaled=False)
+        problem = objective.row_problem(scaled, 12, cupy_backend.batch_elements, "users")
+        with cupy_backend.session():
+            solved = cupy_backend.from_host(start * scale)
+            factors = cupy_backend.from_host(fixed[:45] * scale)
+            stats = solve_side(cupy_backend, cupy_backend.load(problem), factors, solved, solver)
+        assert stats.singular == 0
+        found.append(cupy_backend.to_host(solved) / scale)
+    agree(found[1], found[0], 1e-5)
 
 
 def test_info_refuses_no_factors(cupy_backend, capsys) -> None:

@@ -229,7 +229,7 @@ def test_one_tf32_product_would_not_do(case):
 
 
 @cases(Case(20, (699,), "tensor"))
-def test_long_rows_on_tensor_cores_are_as_exact_as_short_ones(case):
+def test_long_rows_on_tensor_cores_are_as_exact_as_in_float32(case):
     """Their sums are rounded toward zero, which must not add up."""
     assert errors(case).max() <= 2 * errors(replace(case, options="")).max()
 

@@ -5,6 +5,7 @@ import pytest
 
 from gpu_als.backends.cupy.compile import OPTIONS, define, source_of
 from gpu_als.backends.cupy.launch import HALF_SWEEP
+from gpu_als.backends.cupy.linear import COLUMNS
 
 pytestmark = pytest.mark.skipif(
     nvrtc.library_path() is None, reason="needs the package nvidia-cuda-nvrtc"
@@ -215,10 +216,13 @@ def test_errors_are_raised():
         check_constants("struct S { int a, b; };", OPTIONS, ["sizeof(S) == 4"])
 
 
-@pytest.mark.parametrize("macros", [(), (("DOUBLE", 1),), (("WIDE", 1),)], ids=str)
+@pytest.mark.parametrize(
+    "macros", [(), (("DOUBLE", 1),), (("WIDE", 1),), (("DOUBLE", 1), ("WIDE", 1))], ids=str
+)
 @pytest.mark.parametrize("warps", [1, 16])
 def test_sums_of_linear_entries(architecture, warps, macros):
     options = [*OPTIONS, *define((("WARPS", warps), *macros))]
+    check_constants(source_of("linear"), options, [f"kPass == {COLUMNS}"])
     build = nvrtc.compile_for(source_of("linear"), options, architecture)
     found = build.functions["linear"]
     assert not build.warnings

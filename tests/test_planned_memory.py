@@ -15,6 +15,7 @@ from device_memory import DeviceMemory
 
 import gpu_als
 from gpu_als import backends, engine
+from gpu_als.backends import row_dots
 from gpu_als.memory import fit_shape
 from gpu_als.objectives import Explicit, Implicit
 from gpu_als.planning import plan
@@ -111,6 +112,8 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(fit_shape, "DEVICE_BLOCK", 8 * BLOCK)
         monkeypatch.setattr(fit_shape, "CONVERTED_ROWS", BLOCK)
         monkeypatch.setattr(multiply, "CONVERTED_ROWS", BLOCK)
+        # Its blocks are there when batches' are not, which are larger; but here batches take none.
+        monkeypatch.setattr(row_dots, "_ELEMENTS", BLOCK)
         yield made
 
 

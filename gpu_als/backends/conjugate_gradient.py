@@ -132,7 +132,8 @@ def conjugate_gradient(
 
 
 def _magnitude(xp: Any, vectors: Array) -> Array:
-    """Return the power of two below the largest element of each row, shape (B, 1)."""
+    """Return the largest power of two not above the elements of each row, shape (B, 1)."""
     largest = xp.abs(vectors).max(axis=1, keepdims=True)
     usable = (largest >= xp.finfo(largest.dtype).tiny) & xp.isfinite(largest)
-    return xp.exp2(xp.floor(xp.log2(xp.where(usable, largest, 1)))).astype(vectors.dtype)
+    exponent = xp.frexp(xp.where(usable, largest, 1))[1]
+    return xp.ldexp(xp.ones_like(largest), exponent - 1)

@@ -142,7 +142,7 @@ class _Sweep:
     def _solve_without_entries(
         self, rows: Array, place: slice, systems: Systems, scale: Array | None
     ) -> HalfSweepStats:
-        """Rows without a system of their own: ``z = b0 / shift``, for all in one product."""
+        """Rows without a system of their own: ``z = b0 / shift``, for all at once."""
         xp, frame, problem = self.ops.xp, self.frame, self.problem
         k = frame.fixed.shape[1]
         stats = HalfSweepStats(Counter(shared=len(rows)))

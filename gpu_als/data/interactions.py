@@ -323,7 +323,7 @@ def _from_objects(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float64)
     except OverflowError:
         raise InputError(
-            "ratings: found an integer beyond every float; remove or rescale it"
+            "ratings: found a number beyond every float; remove or rescale it"
         ) from None
     except (TypeError, ValueError):
         return array

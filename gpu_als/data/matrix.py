@@ -7,6 +7,7 @@ trust their input.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ import scipy.sparse as sp
 
 from gpu_als.errors import IdRangeError, InputError, NotFiniteError
 
-__all__ = ["as_csr", "check_csr", "check_index_array", "check_magnitude", "to_host"]
+__all__ = [
+    "as_csr",
+    "check_csr",
+    "check_index_array",
+    "check_magnitude",
+    "real_numbers",
+    "to_host",
+]
 
 # Solvers add up many squares of values in the same type.
 _LARGEST_MAGNITUDE = {np.dtype(np.float32): 1e12, np.dtype(np.float64): 1e100}
@@ -169,6 +177,22 @@ def check_index_array(ids: Any, size: int, *, name: str) -> np.ndarray:
     return array.astype(np.int64, copy=False)
 
 
+def real_numbers(values: Any, *, name: str) -> np.ndarray:
+    """Return an array of real numbers of whatever shape, on the host.
+
+    Raises
+    ------
+    InputError
+        There are other values, or lists of different lengths.
+    """
+    array = np.asarray(_from_lists(to_host(values), name))
+    if array.dtype == object:  # as frames with missing values have
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            array = array.astype(np.float64)
+    _refuse_unreal(array.dtype, name)
+    return array
+
+
 def to_host(value: Any) -> Any:
     """Copy a CuPy array or sparse matrix to the host; return anything else as it is.
 
@@ -206,12 +230,16 @@ def _as_matrix(matrix: Any, name: str) -> Any:
         raise InputError(f"{name}: found {type(matrix).__name__}; {_MATRIX_REMEDY}")
     if matrix.ndim != 2:
         raise InputError(f"{name}: found {matrix.ndim} dimension(s); {_MATRIX_REMEDY}")
-    if matrix.dtype.kind not in "biuf":
+    _refuse_unreal(matrix.dtype, name)
+    return matrix
+
+
+def _refuse_unreal(dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "biuf":
         raise InputError(
-            f"{name}: found values of type {matrix.dtype}; convert them to real numbers first, "
+            f"{name}: found values of type {dtype}; convert them to real numbers first, "
             f"for example with {name}.astype(numpy.float32)"
         )
-    return matrix
 
 
 def _is_table(matrix: Any) -> bool:

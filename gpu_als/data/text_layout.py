@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -100,10 +102,9 @@ def find_layout(
     """
     line, text = piece
     if delimiter is None:
-        delimiter = _sniff(_first_lines(text, 1)[0][1], suffix)
-    (end, first), *rest = _first_lines(text, 2, quoted=_quotes(delimiter))
-    fields = _fields(first, delimiter)
-    following = _fields(rest[0][1], delimiter) if rest else []
+        delimiter = _sniff(next(_lines(text))[1], suffix)
+    (end, fields), *rest = islice(_records(text, delimiter), 2)
+    following = rest[0][1] if rest else []
     has_header = _is_header(fields, following, columns) if header == "auto" else header
     names = fields if has_header else None
     layout = Layout(path, delimiter, *_positions(path, names, len(fields), columns))
@@ -112,21 +113,38 @@ def find_layout(
     return layout, (line, text)
 
 
-def _first_lines(text: str, count: int, *, quoted: bool = False) -> list[tuple[int, str]]:
-    """Return the first lines that are not blank, each after the position where it ends.
-
-    Where fields can be ``quoted``, line breaks between quotes end no line.
-    """
-    lines: list[tuple[int, str]] = []
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, each after the position where it ends."""
     start = 0
-    while start < len(text) and len(lines) < count:
+    while start < len(text):
         end = text.find("\n", start) + 1 or len(text)
-        while quoted and text.count('"', start, end) % 2 and end < len(text):
-            end = text.find("\n", end) + 1 or len(text)
         if not text[start:end].isspace():
-            lines.append((end, text[start:end].rstrip("\n")))
+            yield end, text[start:end].rstrip("\n")
         start = end
-    return lines
+
+
+def _records(text: str, delimiter: str | None) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of the rows, each after the position where it ends.
+
+    As in all rows, quotes can hold a row together over several lines.
+    """
+    taken = done = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        for taken_now, line in _lines(text):
+            taken = taken_now
+            yield line + "\n"
+
+    if _quotes(delimiter):
+        # An error is reported, with its line, when the rows are read.
+        with suppress(csv.Error):
+            for fields in csv.reader(lines(), delimiter=delimiter or ",", strict=True):
+                done = taken
+                yield done, [field.strip() for field in fields]
+    for end, line in _lines(text):
+        if end > done:
+            yield end, [field.strip() for field in line.split(delimiter)]
 
 
 def _sniff(line: str, suffix: str) -> str | None:
@@ -134,16 +152,6 @@ def _sniff(line: str, suffix: str) -> str | None:
     if line.count(";") > line.count(","):
         likely = ";"  # as spreadsheets write csv where the comma is the decimal point
     return next((mark for mark in (likely, *_DELIMITERS) if mark in line), None)
-
-
-def _fields(line: str, delimiter: str | None) -> list[str]:
-    if not _quotes(delimiter):
-        return [field.strip() for field in line.split(delimiter)]
-    try:
-        fields = next(csv.reader([line], delimiter=delimiter or ","))
-    except csv.Error:  # reported, with its line, when the rows are read
-        fields = line.split(delimiter)
-    return [field.strip() for field in fields]
 
 
 def _quotes(delimiter: str | None) -> bool:
@@ -157,11 +165,13 @@ def _is_header(fields: list[str], following: list[str], columns: Sequence[Column
         return True
     if any(map(is_number, fields)):
         return False
-    # A rating that is missing, or written in another way, is for the rows' reader to refuse.
-    if not all(any(map(str.isalpha, field)) and field.lower() not in _MISSING for field in fields):
-        return False
-    # With three columns the last is a rating, so a line without any number is not data.
-    return len(fields) > 2 or (bool(following) and all(map(is_number, following)))
+    if len(fields) > 2:
+        # There is a rating, so a line without any number is not data; unless the rating is
+        # missing or written in another way, which is for the rows' reader to refuse.
+        position = columns[2] if isinstance(columns[2], int) else 2
+        rating = fields[position] if position < len(fields) else ""
+        return bool(rating.strip("0123456789.,'+- ")) and rating.lower() not in _MISSING
+    return bool(following) and all(map(is_number, following))
 
 
 def _positions(

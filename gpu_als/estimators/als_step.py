@@ -51,8 +51,8 @@ def als_step(
     Raises
     ------
     InputError
-        (a ValueError) ``variable`` is neither "x" nor "y", or a shape does not fit; the message
-        says which.
+        (a ValueError) ``variable`` is neither "x" nor "y", a shape does not fit, or numbers are
+        too large for their dtype; the message says which.
 
     References
     ----------
@@ -73,6 +73,8 @@ def als_step(
     dtype = np.result_type(x, y)
     ratings = as_csr(train_matrix, name="train_matrix", dtype=dtype)
     check_magnitude(ratings, dtype=dtype, name="train_matrix")
+    if lmbda > (largest := float(np.sqrt(np.finfo(dtype).max))):
+        raise InputError(f"lmbda exceeds {largest:.0e}, what {dtype} can work with; lower it")
     for name, factors, size in (("x", x, ratings.shape[0]), ("y", y, ratings.shape[1])):
         if factors.shape != (size, k):
             hint = ""
@@ -87,7 +89,6 @@ def als_step(
     rows = SparseRows.from_csr(ratings if variable == "x" else sp.csr_matrix(ratings.T))
     backend = get_backend()
     problem = Explicit(lmbda, count_scaled=False).row_problem(rows, k, backend.batch_elements, side)
-    problem.check_scale(dtype)
     with backend.session():
         # copies: dtype and layout of our own
         on_device = backend.from_host(solved.astype(dtype, order="C"))

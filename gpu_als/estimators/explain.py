@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from gpu_als.backends.frame import gram
+from gpu_als.backends import frame
 from gpu_als.data.matrix import as_csr, check_index_array
 from gpu_als.errors import InputError
 from gpu_als.estimators.factors import HasFactors
@@ -86,7 +86,7 @@ class Explains(HasFactors):
         objective = self._objective()
         if user_weights is None:
             backend = self._get_backend()
-            wide = self._on_host("YtY in float64", held, lambda _, y: gram(backend, y))
+            wide = self._on_host("YtY in float64", held, lambda _, y: frame.gram(backend, y))
             weights = factor_system(objective, row, items, wide)
         else:
             weights = check_user_weights(user_weights, items.shape[1])

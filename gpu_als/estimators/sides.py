@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from gpu_als.backends.frame import Frame
 from gpu_als.backends.ops import Backend
-from gpu_als.data.matrix import as_csr, check_magnitude, to_host
+from gpu_als.data.matrix import as_csr, check_magnitude, real_numbers
 from gpu_als.errors import InputError
 from gpu_als.row_problem import RowProblem
 from gpu_als.solvers import Solver
@@ -62,15 +62,16 @@ def aligned_weights(
     ratings : matrix
         As the user passed it.
     sample_weight : array-like
-        A sparse matrix with the same stored entries, a dense one of the same shape, or a 1-D
-        array aligned with ``ratings.data``. Weight 0 means "as if not observed".
+        A sparse matrix with the same stored entries (or Interactions, whose ids are not looked
+        at), a dense one of the same shape, or a 1-D array aligned with ``ratings.data``. Weight 0
+        means "as if not observed".
     user_items : csr_matrix
         ``ratings`` in validated form.
     """
     shape, dtype = user_items.shape, user_items.dtype
     sample_weight = getattr(sample_weight, "user_items", sample_weight)  # of Interactions
     if not sp.issparse(sample_weight):
-        sample_weight = _real_numbers(sample_weight)
+        sample_weight = real_numbers(sample_weight, name="sample_weight")
     if sp.issparse(sample_weight):
         weights = as_csr(sample_weight, name="sample_weight", dtype=dtype)
     elif sample_weight.ndim == 2:
@@ -111,20 +112,6 @@ def aligned_weights(
     before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[user_items.indptr]
     some = user_items.data[kept], user_items.indices[kept], before
     return sp.csr_matrix(some, shape=shape), weights.data[kept]
-
-
-def _real_numbers(sample_weight: Any) -> np.ndarray:
-    try:
-        found = np.asarray(to_host(sample_weight))
-    except ValueError:
-        raise InputError(
-            "sample_weight: found nested lists of different lengths; pass a NumPy array"
-        ) from None
-    if found.dtype.kind not in "biuf":
-        raise InputError(
-            f"sample_weight: found values of type {found.dtype}; convert them to real numbers first"
-        )
-    return found
 
 
 def weighted_sum(values: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:

@@ -9,7 +9,8 @@ __all__ = ["CONVERTED_ROWS", "DEVICE_BLOCK", "ROW_BYTES", "SPLIT_FLOATS", "FitSh
 SPLIT_FLOATS = 1 << 25
 """Floats of the shares of split rows that are on a device at the same time, unless one row needs
 more."""
-ROW_BYTES = 40  # of each row: where it begins, its place in the order and the order; its check
+ROW_BYTES = 40  # of each row: where it and its entries of confidence 1 begin, its place in the
+# order and the order; its check
 _INDEX_BYTES = 4
 _TEMPORARIES = 3, 0
 """Arrays of values, beyond what stays, while weights are worked out: with a base, without."""

@@ -71,6 +71,8 @@ def test_text_formats_agree(write, name, delimiter, extra, end):
         "USER_ID,Item ID,Score",
         '"user","item","count"',
         "a,b,c",
+        "a,b,%",
+        "a,b,c,",
     ],
 )
 def test_headers_are_detected(write, header, bom):
@@ -158,6 +160,17 @@ def test_line_ends_in_the_first_record(write, header):
     assert users.tolist() == ["u", "v"]
     assert items.tolist() == ["i\nx", "j"]
     assert ratings.tolist() == [4, 2]
+
+
+def test_quotes_within_the_first_fields_are_characters(write):
+    """As in any row; and much text after them is not looked through again and again."""
+    rows = "".join(f"u{n},i{n},3,x\n" for n in range(30_000))
+    for header in ('user,item,rating,size 5"\n', 'user,item,rating,"size\n5"\n', ""):
+        first = 'a,5" disc,3,x\n' if not header else 'a,b,3,x\nc,d,4,5"\n'
+        users, items, ratings = read_triples(write("r.csv", header + first + rows))
+        assert len(users) == 30_000 + first.count("\n")
+        assert items[0] == ("b" if header else '5" disc')
+        assert set(ratings.tolist()) <= {3, 4}
 
 
 @pytest.mark.parametrize("quote", ["", '"'])

@@ -39,6 +39,8 @@ __all__ = ["CupyBackend"]
 Array = Any
 
 _INSTALL = "install it with pip install 'gpu-als[cuda13]' (or [cuda12] for a CUDA 12 driver)"
+_LARGE = 1 << 26
+"""Bytes of values, from which on memory that copies went through is given back."""
 _made: dict[tuple[int, str], CupyBackend] = {}
 
 
@@ -218,9 +220,12 @@ class CupyBackend:
         their signs.
         """
         loaded = self._load(problem)
-        # Copies go through page-locked memory, of which CuPy keeps up to twice their size.
-        self.xp.cuda.get_current_stream().synchronize()
-        self.xp.get_default_pinned_memory_pool().free_all_blocks()
+        if problem.rows.values.nbytes >= _LARGE:
+            # Copies go through page-locked memory, of which CuPy keeps up to twice their size;
+            # it sees which ones have ended when it is asked for more.
+            self.xp.cuda.get_current_stream().synchronize()
+            self.xp.cuda.alloc_pinned_memory(1)
+            self.xp.get_default_pinned_memory_pool().free_all_blocks()
         return loaded
 
     def _load(self, problem: RowProblem) -> DeviceProblem:
@@ -253,7 +258,8 @@ class CupyBackend:
     def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[DeviceProblem]:
         """See :class:`gpu_als.backends.ops.Backend`; copies run on a stream of their own."""
         cuda, copying = self.xp.cuda, self._copying
-        used: deque[Any] = deque()  # when what is copied next may overwrite a problem's memory
+        # When what is copied next may overwrite a problem's memory: first that of an earlier call.
+        used: deque[Any] = deque([cuda.get_current_stream().record()])
 
         def loader(make: Callable[[], RowProblem]) -> Callable[[], tuple[DeviceProblem, Any]]:
             def load() -> tuple[DeviceProblem, Any]:

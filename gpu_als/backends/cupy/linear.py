@@ -16,12 +16,13 @@ import scipy.sparse as sp
 from gpu_als.backends.cupy.compile import Macros
 from gpu_als.row_problem import Array
 
-__all__ = ["KERNELS", "LONGEST", "Linear", "load_linear"]
+__all__ = ["COLUMNS", "KERNELS", "LONGEST", "Linear", "load_linear"]
 
 LONGEST = 512
 """Entries of a row that one warp adds up; many warps share longer ones."""
 _WARPS = 16
-_COLUMNS = 128  # of one pass; linear.cu
+COLUMNS = 128
+"""Of one pass; linear.cu."""
 KERNELS: list[tuple[str, Macros]] = [("linear", (("WARPS", warps),)) for warps in (1, _WARPS)]
 """What products in float32 launch."""
 
@@ -57,7 +58,9 @@ class Linear:
 
     def __getitem__(self, some: slice | np.ndarray) -> Linear:
         """Return some of these rows; nothing is copied."""
-        rows: Any = self.rows if isinstance(some, slice) else np.asarray(self.rows, np.int64)
+        if isinstance(self.rows, range) and isinstance(some, np.ndarray):
+            return replace(self, rows=self.rows.start + some)
+        rows: Any = self.rows
         return replace(self, rows=rows[some])
 
     def __matmul__(self, fixed: Array) -> Array:
@@ -105,7 +108,7 @@ class Linear:
                 out,
                 np.int64(out.shape[1]),
             )
-            shared = warps * _COLUMNS * out.dtype.itemsize if warps > 1 else 0
+            shared = warps * COLUMNS * out.dtype.itemsize if warps > 1 else 0
             kernel((n_rows,), (32 * warps,), arguments, shared_mem=shared)
 
     def _long(self) -> np.ndarray:

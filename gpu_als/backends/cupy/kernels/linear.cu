@@ -1,6 +1,6 @@
 // Right-hand sides of entries that have no gram weight: out = sum t y over a row's entries.
 //
-// WARPS warps share a row. Each takes every WARPS-th entry, AHEAD of them at the same time; lanes
+// WARPS warps share a row. Each takes every WARPS-th entry, kAhead of them at the same time; lanes
 // take columns. The warps' sums are added in order. So a row's sum follows from its entries alone,
 // to the last bit, whatever else is launched.
 //
@@ -22,7 +22,7 @@ using Index = int;
 
 constexpr int kOwn = 4;  // columns of a lane in one pass
 constexpr int kPass = 32 * kOwn;
-constexpr int AHEAD = 4;
+constexpr int kAhead = 4;
 
 // Row i of the launch is row rows[i], or first + i where rows is null; i itself is chosen[block], or
 // the block's number where chosen is null. Without a choice, rows of more than `longest` entries
@@ -47,10 +47,10 @@ linear(const int64* indptr_, const Index* indices_, const Real* targets_, const 
 
     for (int pass = 0; pass < k; pass += kPass) {
         Real sum[kOwn] = {};
-        for (int64 entry = warp; entry < count; entry += AHEAD * WARPS) {
-            Real target[AHEAD], factor[AHEAD][kOwn];
+        for (int64 entry = warp; entry < count; entry += kAhead * WARPS) {
+            Real target[kAhead], factor[kAhead][kOwn];
 #pragma unroll
-            for (int a = 0; a < AHEAD; ++a) {
+            for (int a = 0; a < kAhead; ++a) {
                 const bool valid = entry + a * WARPS < count;
                 const int64 place = begin + (valid ? entry + a * WARPS : entry);
                 const int64 at = int64(indices[place]) * k;
@@ -62,7 +62,7 @@ linear(const int64* indptr_, const Index* indices_, const Real* targets_, const 
                 }
             }
 #pragma unroll
-            for (int a = 0; a < AHEAD; ++a)
+            for (int a = 0; a < kAhead; ++a)
 #pragma unroll
                 for (int o = 0; o < kOwn; ++o) sum[o] += target[a] * factor[a][o];
         }

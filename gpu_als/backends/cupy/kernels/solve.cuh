@@ -84,6 +84,11 @@ struct SystemSolver {
 
 #elif SOLVER == CONJUGATE_GRADIENT
 
+// The largest power of two that is not above x; 1 where x is no normal number.
+__device__ __forceinline__ float power_below(float x) {
+    return x >= kTiny && x - x == 0.f ? __int_as_float(__float_as_int(x) & 0x7f800000) : 1.f;
+}
+
 // gpu_als/backends/conjugate_gradient.py, for one system.
 template <int THREADS, int SIZE>
 struct SystemSolver {
@@ -100,9 +105,12 @@ struct SystemSolver {
         __syncthreads();
         float residual = c < SIZE ? v.rhs[c] - multiply_row<SIZE>(lhs, direction) : 0.f;
         __syncthreads();
+        // Everything is homogeneous in the residual; a power of two changes no digit.
+        const float size = power_below(block_max<THREADS>(fabsf(residual), v.scratch));
+        residual /= size;
         if (c < SIZE) direction[c] = residual;
         float energy = block_sum<THREADS>(residual * residual, v.scratch);
-        const float target = c < SIZE ? v.rhs[c] : 0.f;
+        const float target = c < SIZE ? v.rhs[c] / size : 0.f;
         const float noise =
             64.f * kEpsilon * kEpsilon * block_sum<THREADS>(target * target, v.scratch);
         float square = energy, steepest = 0.f;  // |direction|^2, largest curvature for it
@@ -116,7 +124,7 @@ struct SystemSolver {
             const bool regular = curvature > kTiny && curvature > kEpsilon * steepest * square &&
                                  energy > noise;
             const float length = regular ? energy / curvature : 0.f * curvature;
-            z = fmaf(length, own, z);
+            z = fmaf(size * length, own, z);
             residual = fmaf(-length, image, residual);
             const float former = energy;
             energy = block_sum<THREADS>(residual * residual, v.scratch);
