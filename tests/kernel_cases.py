@@ -206,7 +206,7 @@ class Row:
             return nonnegative_minimiser(self.lhs, self.rhs, solver.free_columns)
         if isinstance(solver, Cholesky):
             return np.linalg.solve(self.lhs, self.rhs)
-        system = DenseSystem(self._scaled_lhs[None], (self.scale * self.rhs)[None])
+        system = DenseSystem(np, self._scaled_lhs[None], (self.scale * self.rhs)[None])
         start = (self.start / self.scale)[None]
         return self.scale * conjugate_gradient(np, system, start, solver.steps)[0][0]
 

@@ -148,7 +148,7 @@ def test_conjugate_gradients_take_no_step_along_a_residual_of_rounding(dtype):
     rhs = np.array([[1, 4 * eps], [1, 64 * eps]], dtype)
     start = np.array([[1, 0], [1, 0]], dtype)
     for steps in (1, 3):
-        z, _ = conjugate_gradient(np, DenseSystem(lhs, rhs), start, steps)
+        z, _ = conjugate_gradient(np, DenseSystem(np, lhs, rhs), start, steps)
         np.testing.assert_array_equal(z, [[1, 0], [1, 16]])
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpu_als.backends.row_dots import row_dots
+from gpu_als.backends.row_dots import magnitudes, row_dots, row_norms
 
 __all__ = ["DenseSystem", "LinearSystem", "conjugate_gradient"]
 
@@ -49,15 +49,11 @@ class LinearSystem(Protocol):
 class DenseSystem:
     """Systems whose matrices are there: ``lhs`` (B, k, k) and ``rhs`` (B, k)."""
 
-    def __init__(self, lhs: Array, rhs: Array) -> None:
+    def __init__(self, xp: Any, lhs: Array, rhs: Array) -> None:
         self.lhs, self.rhs = lhs, rhs
         # Curvature from a matrix that was added up is rounded to its largest elements: along
         # what is left once the residual is down to rounding, it could have any value.
-        eps = np.finfo(rhs.dtype).eps
-        largest = abs(rhs).max(axis=1)[:, None]
-        largest = largest + (largest == 0)
-        scaled = rhs / largest
-        self.noise = 8 * eps * largest[:, 0] * ((scaled * scaled).sum(axis=1)) ** 0.5
+        self.noise = 8 * np.finfo(rhs.dtype).eps * row_norms(xp, rhs)
 
     def forward(self, p: Array) -> Array:
         """See :class:`LinearSystem`."""
@@ -103,7 +99,7 @@ def conjugate_gradient(
     z, f = start.copy(), system.forward(start)
     residual = system.residual(z, f)
     # Everything is homogeneous in the residual; a power of two changes no digit.
-    size = _magnitude(xp, residual)
+    size = magnitudes(xp, residual)
     residual = residual / size
     noise = (system.noise / size[:, 0]) ** 2
     direction = residual
@@ -129,11 +125,3 @@ def conjugate_gradient(
         direction = residual + turn * direction
         square = row_dots(xp, direction, direction)
     return z, f
-
-
-def _magnitude(xp: Any, vectors: Array) -> Array:
-    """Return the largest power of two not above the elements of each row, shape (B, 1)."""
-    largest = xp.abs(vectors).max(axis=1, keepdims=True)
-    usable = (largest >= xp.finfo(largest.dtype).tiny) & xp.isfinite(largest)
-    exponent = xp.frexp(xp.where(usable, largest, 1))[1]
-    return xp.ldexp(xp.ones_like(largest), exponent - 1)

@@ -26,6 +26,7 @@ from gpu_als.backends.frame import Frame
 from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.ops import Ops
 from gpu_als.backends.rescue import solve_carefully
+from gpu_als.backends.row_dots import row_norms
 from gpu_als.backends.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.data.packing import Batch
 from gpu_als.row_problem import Array, RowProblem
@@ -195,7 +196,7 @@ class _Sweep:
             single = lhs.astype(frame.fixed.dtype), rhs.astype(frame.fixed.dtype)
             if isinstance(self.solver, ConjugateGradient):
                 start = self._former(rows, scale)
-                z, _ = conjugate_gradient(xp, DenseSystem(*single), start, self.solver.steps)
+                z, _ = conjugate_gradient(xp, DenseSystem(xp, *single), start, self.solver.steps)
                 failed = ~xp.isfinite(z).all(axis=1)
             else:
                 z, failed = self._solve_system(*single)
@@ -343,12 +344,7 @@ def _row_terms(systems: Systems, z: Array) -> float:
 
 def _relative(xp: Any, misfit: Array, rhs: Array) -> Array:
     """Return the norm of each row of ``misfit`` over that of ``rhs``; 0 where both vanish."""
-    largest = xp.maximum(xp.abs(misfit).max(axis=1), xp.abs(rhs).max(axis=1))[:, None]
-    largest = xp.where(largest > 0, largest, 1)  # so that no square overflows
-    misfit, rhs = misfit / largest, rhs / largest
-    above = xp.sqrt((misfit * misfit).sum(axis=1))
-    below = xp.sqrt((rhs * rhs).sum(axis=1))
-    return above / xp.maximum(below, xp.finfo(rhs.dtype).tiny)
+    return row_norms(xp, misfit) / xp.maximum(row_norms(xp, rhs), xp.finfo(rhs.dtype).tiny)
 
 
 def _total(array: Array) -> float:
