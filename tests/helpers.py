@@ -13,12 +13,12 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 import scipy.sparse as sp
+from reference import objective_value, row_system
 
-from gpu_als import objectives
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.backends.numpy.reference import objective_value, row_system
-from gpu_als.row_problem import SparseRows
-from gpu_als.solving import solve_side
+from gpu_als.core import objectives
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.problem import SparseRows
 
 ALPHA = 2.0
 MEAN = 1.25

@@ -20,12 +20,12 @@ import gpu_als
 from gpu_als import backends
 from gpu_als.backends import get_backend
 from gpu_als.cli import main
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient
 from gpu_als.errors import BackendError, InputError
-from gpu_als.objectives import Explicit
 from gpu_als.ranking.top_k import top_k
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient
-from gpu_als.solving import solve_side
 
 SOURCES = sorted((Path(gpu_als.__file__).parent / "backends" / "cupy").glob("*.py"))
 
@@ -363,7 +363,7 @@ def test_kernels_do_the_work(cupy_backend) -> None:
 
 def test_an_edited_header_is_another_source(monkeypatch, tmp_path) -> None:
     """What CuPy keeps on disk it finds by the source it was given, includes and all."""
-    from gpu_als.backends.cupy import compile as compiling
+    from gpu_als.backends.cupy import nvrtc as compiling
 
     package = tmp_path / "package"
     shutil.copytree(SOURCES[0].parent / "kernels", package / "kernels")
@@ -385,7 +385,7 @@ def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
 
 def test_blocks_that_change_coordinates_have_one_layout(monkeypatch) -> None:
     """Whether they are cut from wider rows or filled up."""
-    from gpu_als.backends.cupy import multiply
+    from gpu_als.backends.cupy import arrays as multiply
 
     monkeypatch.setattr(multiply, "CONVERTED_ROWS", 8)
     seen = []
@@ -405,7 +405,7 @@ def test_blocks_that_change_coordinates_have_one_layout(monkeypatch) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_inner_products_of_rows(cupy_backend, monkeypatch, dtype) -> None:
-    from gpu_als.backends import row_dots
+    from gpu_als.core import linalg as row_dots
 
     monkeypatch.setattr(row_dots, "_ELEMENTS", 50)  # several blocks
     a, b = np.random.default_rng(5).standard_normal((2, 33, 7)).astype(dtype)

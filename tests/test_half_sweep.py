@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import CASES, make_case, ragged_rows, residuals, row_errors
+from reference import solve_row
 
-from gpu_als.backends.frame import make_frame
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.backends.numpy.reference import solve_row
-from gpu_als.objectives import Explicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.solving import solve_side
+from gpu_als.core.basis import make_frame
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
 _ERROR = {Cholesky: 16, NonNegative: 16, ConjugateGradient: 256}
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])

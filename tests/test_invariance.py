@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, factorize
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.data.packing import pack_rows, row_elements
-from gpu_als.objectives import IALS, Explicit, Implicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.solving import solve_side
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import IALS, Explicit, Implicit
+from gpu_als.core.packing import pack_rows, row_elements
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
 OBJECTIVES = {
     "explicit": Explicit(0.7, count_scaled=False, mean=0.5),

@@ -22,17 +22,17 @@ from kernel_cases import (
     draw,
     run,
 )
+from reference import solve_row
 from test_half_sweep import check_factors, check_objective
 from threadpoolctl import threadpool_limits
 
 from gpu_als import ExplicitALS, backends
-from gpu_als.backends.cupy.compile import source_of
 from gpu_als.backends.cupy.launch import HALF_SWEEP, SEGMENT
-from gpu_als.backends.numpy.reference import solve_row
-from gpu_als.objectives import Explicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.solving import solve_side
+from gpu_als.backends.cupy.nvrtc import source_of
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
 pytestmark = NEEDS_COMPILER
 

@@ -14,12 +14,13 @@ import pytest
 from device_memory import DeviceMemory
 
 import gpu_als
-from gpu_als import backends, engine
-from gpu_als.backends import row_dots
-from gpu_als.memory import fit_shape
-from gpu_als.objectives import Explicit, Implicit
-from gpu_als.planning import plan
-from gpu_als.row_problem import SparseRows
+from gpu_als import backends
+from gpu_als.core import linalg as row_dots
+from gpu_als.core import memory as fit_shape
+from gpu_als.core.objectives import Explicit, Implicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.train import engine
+from gpu_als.train.planning import plan
 
 needs_linux = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are measured as Linux has them"
@@ -104,7 +105,8 @@ def stand_in(monkeypatch):
     if not cuda_on_cpu.have_compiler():
         pytest.skip("no g++ to compile kernels for the CPU")
     with fake_cupy.installed():
-        from gpu_als.backends.cupy import backend, multiply
+        from gpu_als.backends.cupy import arrays as multiply
+        from gpu_als.backends.cupy import backend
 
         made = backend.CupyBackend()
         monkeypatch.setattr(backends, "_cupy_backend", lambda precision="float32": made)
@@ -150,7 +152,7 @@ def test_the_device_memory_of_a_fit_whose_data_stay(stand_in, monkeypatch, name)
 
 @pytest.mark.parametrize("name", ["factors", "biases", "data", "ratings"])
 def test_a_streamed_fit_keeps_to_what_is_free(stand_in, monkeypatch, name):
-    monkeypatch.setattr("gpu_als.memory.device_plan._SMALLEST_PART", 1 << 10)
+    monkeypatch.setattr("gpu_als.core.memory._SMALLEST_PART", 1 << 10)
     with monkeypatch.context() as first:
         resident, _ = fit_on_device(first, stand_in, name, 1 << 30)
     available = round(0.8 * resident.total)

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_als.core.memory import FitShape, lay_out, most_factors, plan_device
 from gpu_als.errors import BackendError, InputError
-from gpu_als.memory.device_plan import lay_out, most_factors, plan_device
-from gpu_als.memory.fit_shape import FitShape
-from gpu_als.planning import plan
+from gpu_als.train.planning import plan
 
 GIB = 1 << 30
 RATINGS = (1_000_000, 200_000, 500_000_000, 128)

@@ -10,18 +10,17 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import ragged_rows, random_ratings, residuals
+from reference import objective_value, row_system, solve_row
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, als_step, factorize
-from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
-from gpu_als.backends.half_sweep import _relative
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.backends.numpy.reference import objective_value, row_system, solve_row
-from gpu_als.backends.rescue import solve_carefully
+from gpu_als.core.cg import DenseSystem, conjugate_gradient
+from gpu_als.core.eigh import solve_carefully
+from gpu_als.core.half_sweep import _relative, solve_side
+from gpu_als.core.objectives import IALS, Dense, Explicit, Implicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 from gpu_als.errors import SingularRowsWarning
-from gpu_als.objectives import IALS, Dense, Explicit, Implicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.solving import solve_side
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
 EXACT = pytest.mark.parametrize("solver", [Cholesky(), NonNegative()], ids=["chol", "nnls"])

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 
 import gpu_als
-from gpu_als import engine
 from gpu_als.backends import BackendChoice
-from gpu_als.backends.ahead import one_ahead
+from gpu_als.core.memory import FitShape, plan_device
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.ops import one_ahead
+from gpu_als.core.problem import SparseRows
 from gpu_als.errors import BackendError
-from gpu_als.memory.device_plan import plan_device
-from gpu_als.memory.fit_shape import FitShape
-from gpu_als.objectives import Explicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.side import WholeRows
-from gpu_als.training_data import InMemory
+from gpu_als.train import engine
+from gpu_als.train.row_blocks import WholeRows
+from gpu_als.train.training_data import InMemory
 
 
 def interactions(n_users=70, n_items=40, seed=903):
@@ -131,7 +130,7 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     """Data of a hundred times the workspace would not fit; its parts do."""
     resident = implicit(True, use_cg=False)
     free, workspace = device.room()
-    monkeypatch.setattr("gpu_als.memory.device_plan._SMALLEST_PART", 1 << 10)
+    monkeypatch.setattr("gpu_als.core.memory._SMALLEST_PART", 1 << 10)
     shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
     needed = plan_device(shape, free, workspace).total
     backend, times = type(device), []

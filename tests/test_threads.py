@@ -28,7 +28,7 @@ import gpu_als
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import NotFittedError
-from gpu_als.estimators import recommending
+from gpu_als.models import recommend as recommending
 
 PACKAGE = str(Path(gpu_als.__file__).parent)
 ESTIMATORS = str(Path(PACKAGE) / "estimators")

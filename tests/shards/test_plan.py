@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als.data.cutting import cut_rows
+from gpu_als.data.csr import cut_rows
 from gpu_als.data.shards.entries import combine
 from gpu_als.data.shards.plan import Parts, shard_bounds
 from gpu_als.errors import InputError

@@ -16,27 +16,22 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends.ahead import one_ahead
-from gpu_als.backends.cupy.compile import KernelError, Kernels, Macros
-from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
+from gpu_als.backends.cupy.arrays import Matrix, multiply_each
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
-from gpu_als.backends.cupy.linear import KERNELS, load_linear
-from gpu_als.backends.cupy.matrix import Matrix
-from gpu_als.backends.cupy.multiply import multiply_each
-from gpu_als.backends.cupy.ranking import FusedTopK
-from gpu_als.backends.frame import Frame
-from gpu_als.backends.ops import R, T
-from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.data.packing import pack_rows
+from gpu_als.backends.cupy.nvrtc import KernelError, Kernels, Macros
+from gpu_als.backends.cupy.rhs_only import KERNELS, load_linear
+from gpu_als.backends.cupy.row_kernels import DeviceProblem, Fused, SideBySide
+from gpu_als.backends.cupy.top_k import FusedTopK
+from gpu_als.core.basis import Frame
+from gpu_als.core.memory import DEVICE_BLOCK, batch_bytes, device_batch_elements
+from gpu_als.core.ops import R, T, one_ahead
+from gpu_als.core.packing import pack_rows
+from gpu_als.core.problem import Array, RowProblem, SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, Solver
+from gpu_als.core.stats import HalfSweepStats
 from gpu_als.errors import BackendError
-from gpu_als.memory.device_plan import batch_bytes, device_batch_elements
-from gpu_als.memory.fit_shape import DEVICE_BLOCK
-from gpu_als.row_problem import RowProblem, SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient, Solver
 
 __all__ = ["CupyBackend"]
-
-Array = Any
 
 _INSTALL = "install it with pip install 'gpu-als[cuda13]' (or [cuda12] for a CUDA 12 driver)"
 _LARGE = 1 << 26
@@ -152,25 +147,25 @@ class CupyBackend:
                 ) from error
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """See :class:`gpu_als.backends.ops.Ops`; one after another."""
+        """See :class:`gpu_als.core.ops.Ops`; one after another."""
         return map(function, tasks)
 
     def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """See :class:`gpu_als.backends.ops.Ops`; CuPy's memory pool recycles them."""
+        """See :class:`gpu_als.core.ops.Ops`; CuPy's memory pool recycles them."""
         array = self.xp.empty(shape, dtype)
         self._held[name] = max(self._held.get(name, 0), array.nbytes)
         return array
 
     def take_rows(self, matrix: Array, indices: Array, out: Array) -> None:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         self.xp.take(matrix, indices, axis=0, out=out)
 
     def multiply_each(self, rows: Array, matrix: Array) -> Array:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         return multiply_each(self.xp, rows, matrix)
 
     def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         from gpu_als.backends.cupy.cusolver import cholesky_solve
 
         return cholesky_solve(lhs, rhs)
@@ -178,7 +173,7 @@ class CupyBackend:
     def solve_fused(
         self, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
     ) -> tuple[HalfSweepStats, RowProblem]:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         if self.fused is None or not isinstance(problem, DeviceProblem):
             return HalfSweepStats(), problem
         try:
@@ -208,7 +203,7 @@ class CupyBackend:
         return len(kernels)
 
     def room(self) -> tuple[int, int]:
-        """See :class:`gpu_als.backends.ops.Backend`."""
+        """See :class:`gpu_als.core.ops.Backend`."""
         free = self.xp.cuda.runtime.memGetInfo()[0]
         free += self.xp.get_default_memory_pool().free_bytes()
         return free, batch_bytes(self.batch_elements)
@@ -256,7 +251,7 @@ class CupyBackend:
         )
 
     def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[DeviceProblem]:
-        """See :class:`gpu_als.backends.ops.Backend`; copies run on a stream of their own."""
+        """See :class:`gpu_als.core.ops.Backend`; copies run on a stream of their own."""
         cuda, copying = self.xp.cuda, self._copying
         # When what is copied next may overwrite a problem's memory: first that of an earlier call.
         used: deque[Any] = deque([cuda.get_current_stream().record()])
@@ -292,7 +287,7 @@ class CupyBackend:
         liked: sp.csr_matrix | None,
         filter_items: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """See :class:`gpu_als.backends.ops.Backend`."""
+        """See :class:`gpu_als.core.ops.Backend`."""
         if self.fused is None:
             return None
         try:
@@ -306,11 +301,11 @@ class CupyBackend:
         self.fused = None
 
     def from_host(self, array: Any) -> Array:
-        """See :class:`gpu_als.backends.ops.Backend`."""
+        """See :class:`gpu_als.core.ops.Backend`."""
         return array.array if isinstance(array, Matrix) else self.xp.asarray(array)
 
     def hold(self, factors: Any) -> Matrix:
-        """See :class:`gpu_als.backends.ops.Backend`."""
+        """See :class:`gpu_als.core.ops.Backend`."""
         with self.session():
             return Matrix(self.from_host(factors))
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gpu_als.data.packing import Packing, Span
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+from gpu_als.core.packing import Packing, Span
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
 
 __all__ = ["HALF_SWEEP", "SEGMENT", "DeviceLimits", "Launch", "Plan", "plan_half_sweep"]
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gpu_als.backends.ahead import one_ahead
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.lapack import cholesky_solve
-from gpu_als.backends.ops import R, T
-from gpu_als.backends.stats import HalfSweepStats
-from gpu_als.row_problem import RowProblem
-from gpu_als.solvers import Solver
+from gpu_als.core.ops import R, T, one_ahead
+from gpu_als.core.problem import RowProblem
+from gpu_als.core.solvers import Solver
+from gpu_als.core.stats import HalfSweepStats
 
 __all__ = ["NumpyBackend"]
 
@@ -62,7 +61,7 @@ class NumpyBackend:
         return single_threaded_blas
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """See :class:`gpu_als.backends.ops.Ops`; a bounded number of tasks is in flight."""
+        """See :class:`gpu_als.core.ops.Ops`; a bounded number of tasks is in flight."""
         if self.num_threads == 1:
             yield from map(function, tasks)
             return
@@ -79,7 +78,7 @@ class NumpyBackend:
                 future.cancel()
 
     def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """See :class:`gpu_als.backends.ops.Ops`; one growing buffer per thread and name."""
+        """See :class:`gpu_als.core.ops.Ops`; one growing buffer per thread and name."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         buffers, key = self._buffers.__dict__, (threading.get_ident(), name)
         self._held[key] = max(size, self._held.get(key, 0))
@@ -92,48 +91,48 @@ class NumpyBackend:
         return array
 
     def take_rows(self, matrix: np.ndarray, indices: np.ndarray, out: np.ndarray) -> None:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         # "clip" lets take write straight into out, where "raise" would buffer
         np.take(matrix, indices, axis=0, out=out, mode="clip")
 
     def multiply_each(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         # One product rounds a row in ways that follow from its place and the number of rows.
         product: np.ndarray = (rows[:, None] @ matrix)[:, 0]
         return product
 
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         return cholesky_solve(lhs, rhs)
 
     def solve_fused(
         self, problem: RowProblem, frame: Any, solved: np.ndarray, solver: Solver
     ) -> tuple[HalfSweepStats, RowProblem]:
-        """See :class:`gpu_als.backends.ops.Ops`; batches are what a CPU is good at."""
+        """See :class:`gpu_als.core.ops.Ops`; batches are what a CPU is good at."""
         return HalfSweepStats(), problem
 
     def room(self) -> None:
-        """See :class:`gpu_als.backends.ops.Backend`; here the data is where it stays."""
+        """See :class:`gpu_als.core.ops.Backend`; here the data is where it stays."""
 
     def load(self, problem: RowProblem) -> RowProblem:
         """Return the problem with its arrays on the device: here, as it is."""
         return problem
 
     def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[RowProblem]:
-        """See :class:`gpu_als.backends.ops.Backend`."""
+        """See :class:`gpu_als.core.ops.Backend`."""
         return one_ahead(makers)
 
     def top_k(self, *ranking: Any) -> None:
-        """See :class:`gpu_als.backends.ops.Backend`; tiles are what a CPU is good at."""
+        """See :class:`gpu_als.core.ops.Backend`; tiles are what a CPU is good at."""
 
     def from_host(self, array: Any) -> np.ndarray:
-        """See :class:`gpu_als.backends.ops.Backend`; NumPy arrays are where they belong."""
+        """See :class:`gpu_als.core.ops.Backend`; NumPy arrays are where they belong."""
         return np.asarray(array)
 
     hold = from_host
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
-        """See :class:`gpu_als.backends.ops.Ops`."""
+        """See :class:`gpu_als.core.ops.Ops`."""
         return array
 
     def workspace_bytes(self) -> int:

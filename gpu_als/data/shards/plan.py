@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpu_als.data.cutting import cut_rows
+from gpu_als.data.csr import cut_rows
 from gpu_als.data.shards.records import INDPTR_DTYPE, index_dtype
 from gpu_als.data.shards.values import VALUE_DTYPES
 from gpu_als.errors import InputError
