@@ -157,8 +157,6 @@ class Backend(Ops, Protocol):
         ...
 
 
-
-
 def one_ahead(makers: Iterable[Callable[[], T]]) -> Iterator[T]:
     """Yield what each function returns; the next one runs in a thread in the meantime.
 
