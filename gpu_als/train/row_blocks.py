@@ -15,7 +15,7 @@ import numpy as np
 
 from gpu_als.core.objectives import Implicit, Objective
 from gpu_als.core.problem import RowProblem, SparseRows
-from gpu_als.data.csr import cut_rows
+from gpu_als.data.csr import partition_rows
 from gpu_als.data.shards import Shard
 
 __all__ = ["Rows", "ShardRows", "Side", "WholeRows"]
@@ -75,7 +75,7 @@ class WholeRows:
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> WholeRows:
         """See :class:`Rows`."""
-        return replace(self, bounds=cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes))
+        return replace(self, bounds=partition_rows(self.counts(), most_bytes, entry_bytes, row_bytes))
 
     def counts(self) -> np.ndarray:
         """See :class:`Rows`."""
@@ -195,7 +195,7 @@ class ShardRows:
         first, last = self.bounds[0], self.bounds[-1]
 
         def cut_between(begin: int, end: int) -> list[int]:
-            cuts = cut_rows(self.entries_of_rows[begin - first : end - first], *how)
+            cuts = partition_rows(self.entries_of_rows[begin - first : end - first], *how)
             return [begin + cut for cut in cuts[1:]]
 
         def are_one_part(begin: int, end: int) -> bool:

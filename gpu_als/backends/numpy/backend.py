@@ -14,8 +14,9 @@ import numpy as np
 
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.lapack import cholesky_solve
-from gpu_als.core.ops import R, T, one_ahead
-from gpu_als.core.problem import RowProblem
+from gpu_als.core.basis import FixedSide
+from gpu_als.core.ops import R, T, prefetch
+from gpu_als.core.problem import LoadedProblem, RowProblem, load_problem
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 
@@ -95,7 +96,7 @@ class NumpyBackend:
         # "clip" lets take write straight into out, where "raise" would buffer
         np.take(matrix, indices, axis=0, out=out, mode="clip")
 
-    def multiply_each(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    def rowwise_matmul(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         """See :class:`gpu_als.core.ops.Ops`."""
         # One product rounds a row in ways that follow from its place and the number of rows.
         product: np.ndarray = (rows[:, None] @ matrix)[:, 0]
@@ -106,21 +107,21 @@ class NumpyBackend:
         return cholesky_solve(lhs, rhs)
 
     def solve_fused(
-        self, problem: RowProblem, frame: Any, solved: np.ndarray, solver: Solver
-    ) -> tuple[HalfSweepStats, RowProblem]:
-        """See :class:`gpu_als.core.ops.Ops`; batches are what a CPU is good at."""
+        self, problem: LoadedProblem, held: FixedSide, solved: np.ndarray, solver: Solver
+    ) -> tuple[HalfSweepStats, LoadedProblem]:
+        """Leave all rows to batches, which a CPU is good at."""
         return HalfSweepStats(), problem
 
-    def room(self) -> None:
-        """See :class:`gpu_als.core.ops.Backend`; here the data is where it stays."""
+    def available_memory(self) -> None:
+        """Return None: here the data is where it stays."""
 
-    def load(self, problem: RowProblem) -> RowProblem:
-        """Return the problem with its arrays on the device: here, as it is."""
-        return problem
+    def load(self, problem: RowProblem) -> LoadedProblem:
+        """Work out the entries' weights; nothing moves."""
+        return load_problem(np, np.asarray, problem, problem.rhs_only)
 
-    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[RowProblem]:
+    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
         """See :class:`gpu_als.core.ops.Backend`."""
-        return one_ahead(makers)
+        return prefetch((lambda make=make: self.load(make())) for make in makers)
 
     def top_k(self, *ranking: Any) -> None:
         """See :class:`gpu_als.core.ops.Backend`; tiles are what a CPU is good at."""
@@ -129,7 +130,7 @@ class NumpyBackend:
         """See :class:`gpu_als.core.ops.Backend`; NumPy arrays are where they belong."""
         return np.asarray(array)
 
-    hold = from_host
+    to_device = from_host
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
         """See :class:`gpu_als.core.ops.Ops`."""
