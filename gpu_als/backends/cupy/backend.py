@@ -17,7 +17,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends.ahead import one_ahead
-from gpu_als.backends.cupy.compile import KernelError, Kernels, Macros
+from gpu_als.backends.cupy.compile import Kernels, Macros
+from gpu_als.backends.cupy.device import current_device, device_needed, load_libraries
 from gpu_als.backends.cupy.fused import DeviceProblem, Fused, SideBySide
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
 from gpu_als.backends.cupy.linear import KERNELS, load_linear
@@ -38,7 +39,6 @@ __all__ = ["CupyBackend"]
 
 Array = Any
 
-_INSTALL = "install it with pip install 'gpu-als[cuda13]' (or [cuda12] for a CUDA 12 driver)"
 _LARGE = 1 << 26
 """Bytes of values, from which on memory that copies went through is given back."""
 _made: dict[tuple[int, str], CupyBackend] = {}
@@ -56,41 +56,33 @@ class CupyBackend:
 
     Attributes
     ----------
-    fused : Fused or None
-        What launches the kernels; None without them, and from the first that does not compile.
+    kernels : Kernels
+        Ours; not usable without ``fused``, and from the first that fails.
+    fused : Fused
+        What launches those of half-sweeps.
     limits : DeviceLimits
 
     Raises
     ------
     BackendError
-        CuPy is not installed, or there is no GPU it can use.
+        CuPy is not installed or does not work, or there is no GPU it can use.
     """
 
     name = "cupy"
     block_elements = DEVICE_BLOCK
 
     def __init__(self, precision: str = "float32", *, fused: bool = True) -> None:
-        try:
-            import cupy
-        except ImportError as error:
-            raise BackendError(
-                f"backend 'cupy' needs CuPy, which cannot be imported ({error}); {_INSTALL}, or "
-                "use backend='numpy'"
-            ) from error
-        try:
-            self._number = cupy.cuda.runtime.getDevice()
+        cupy, self._number = current_device()
+        with device_needed():
             properties = cupy.cuda.runtime.getDeviceProperties(self._number)
             # The first that needs the device itself; each backend keeps its streams, since what
             # CuPy's pool holds for a stream serves no other.
             self._copying = cupy.cuda.Stream(non_blocking=True)
             streams = SideBySide(cupy)
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise BackendError(
-                f"backend 'cupy' found no usable GPU ({error}); check that nvidia-smi lists one "
-                "and that its driver supports the installed CuPy's CUDA version, or use "
-                "backend='numpy'"
-            ) from error
         self.xp: Any = cupy
+        self._failures: tuple[type[Exception], ...] = ()
+        with self.session():
+            self._failures = load_libraries(cupy)
         self.device = properties["name"].decode()
         self.batch_elements = device_batch_elements(properties["totalGlobalMem"])
         self._held: dict[str, int] = {}
@@ -100,35 +92,28 @@ class CupyBackend:
             properties["sharedMemPerBlockOptin"],
             properties["sharedMemPerMultiprocessor"],
         )
-        self._kernels = Kernels(cupy, architecture)
+        self.kernels = Kernels(cupy, architecture, usable=fused)
         self._top_k = FusedTopK(
             cupy,
             self.limits,
             properties["multiProcessorCount"],
-            lambda file, function, macros: self._kernels.get(file, macros, function),
+            lambda file, function, macros: self.kernels.get(file, macros, function),
         )
         self.stores_half = precision == "float16"
-        self.fused: Fused | None = None
-        if fused:
-            self.fused = Fused(
-                cupy,
-                self.limits,
-                self._kernels,
-                streams,
-                self.batch_elements,
-                tensor_cores=precision == "tf32x3",
-                stored_half=self.stores_half,
-            )
+        self.fused = Fused(
+            cupy,
+            self.limits,
+            self.kernels,
+            streams,
+            self.batch_elements,
+            tensor_cores=precision == "tf32x3",
+            stored_half=self.stores_half,
+        )
 
     @classmethod
     def for_current_device(cls, precision: str) -> CupyBackend:
         """Return the one backend of the current device, which keeps its compiled kernels."""
-        try:
-            import cupy
-
-            key = cupy.cuda.runtime.getDevice(), precision
-        except Exception:  # no CuPy, no driver, no GPU: the constructor says which
-            return cls(precision)
+        key = current_device()[1], precision
         if key not in _made:
             _made[key] = cls(precision)
         return _made[key]
@@ -140,16 +125,22 @@ class CupyBackend:
         Raises
         ------
         BackendError
-            The device has no memory left.
+            The device has no memory left, or failed at something.
         """
-        with self.xp.cuda.Device(self._number):
-            try:
+        try:
+            with self.xp.cuda.Device(self._number):
                 yield
-            except self.xp.cuda.memory.OutOfMemoryError as error:
-                raise BackendError(
-                    f"the GPU has no memory left ({error}); free what other programs hold, use "
-                    "fewer factors or less data, or backend='numpy' (use_gpu=False)"
-                ) from error
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            raise BackendError(
+                f"the GPU has no memory left ({error}); free what other programs hold, use "
+                "fewer factors or less data, or backend='numpy' (use_gpu=False)"
+            ) from error
+        except self._failures as error:
+            raise BackendError(
+                f"the GPU failed ({type(error).__name__}: {error}), after which a process may not "
+                "be able to use it; start it again, and if it fails there too, use backend='numpy' "
+                "(use_gpu=False)"
+            ) from error
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """See :class:`gpu_als.backends.ops.Ops`; one after another."""
@@ -179,13 +170,10 @@ class CupyBackend:
         self, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
     ) -> tuple[HalfSweepStats, RowProblem]:
         """See :class:`gpu_als.backends.ops.Ops`."""
-        if self.fused is None or not isinstance(problem, DeviceProblem):
-            return HalfSweepStats(), problem
-        try:
-            return self.fused.solve(problem, frame, solved, solver)
-        except KernelError as error:
-            self._give_up(error)
-            return HalfSweepStats(), problem
+        if self.kernels.usable and isinstance(problem, DeviceProblem):
+            with self.kernels.or_general_path():
+                return self.fused.solve(problem, frame, solved, solver)
+        return HalfSweepStats(), problem
 
     def compile_kernels(self, n_factors: int) -> int:
         """Compile every kernel that fits with ``n_factors`` may launch; return how many.
@@ -193,7 +181,7 @@ class CupyBackend:
         Those of exact fits and of conjugate gradients; also with a bias, which is one factor more.
         CuPy keeps them on disk, where later processes find them.
         """
-        if self.fused is None:
+        if not self.kernels.usable:
             return 0
         kernels: set[tuple[str, Macros]] = set(KERNELS)
         for width, solver in (
@@ -204,7 +192,7 @@ class CupyBackend:
             packing = pack_rows(np.arange(2 * SEGMENT + 2), width, 1 << 40)
             plan = self.fused.plan_rows(packing, width, solver)
             kernels |= {(launch.kernel, launch.macros) for launch in plan.launches}
-        self.fused.kernels.prepare(kernels)
+        self.kernels.prepare(kernels)
         return len(kernels)
 
     def room(self) -> tuple[int, int]:
@@ -282,7 +270,7 @@ class CupyBackend:
             return None
         if not sp.issparse(linear):  # a dense X
             return self.xp.asarray(linear)
-        return load_linear(self.xp, self._kernels.get, linear)
+        return load_linear(self.xp, self.kernels, linear)
 
     def top_k(
         self,
@@ -293,17 +281,10 @@ class CupyBackend:
         filter_items: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """See :class:`gpu_als.backends.ops.Backend`."""
-        if self.fused is None:
-            return None
-        try:
-            return self._top_k(users, items, n_best, liked, filter_items)
-        except KernelError as error:
-            self._give_up(error)
-            return None
-
-    def _give_up(self, error: KernelError) -> None:
-        warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=3)
-        self.fused = None
+        if self.kernels.usable:
+            with self.kernels.or_general_path():
+                return self._top_k(users, items, n_best, liked, filter_items)
+        return None
 
     def from_host(self, array: Any) -> Array:
         """See :class:`gpu_als.backends.ops.Backend`."""
@@ -320,10 +301,13 @@ class CupyBackend:
         return host
 
     def nccl(self) -> Any:
-        """Return CuPy's NCCL, or None where that library is not installed."""
+        """Return CuPy's NCCL, or None where that library is missing or broken."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CuPy's, where it is missing
-            from cupy.cuda import nccl
+            try:
+                from cupy.cuda import nccl
+            except (ImportError, OSError, RuntimeError):
+                return None
         return nccl if nccl.available else None
 
     def workspace_bytes(self) -> int:

@@ -156,11 +156,14 @@ class Fused:
         z = solved if in_place else self._enter(frame, solved, solver)
         sweep = self.describe(problem, frame, solver, z)
         self.kernels.prepare((launch.kernel, launch.macros) for launch in plan.launches)
-        with self.streams as streams:
+        done: list[Launch] = []
+        with self.kernels.or_general_path(), self.streams as streams:
             for launch in plan.launches:
                 # Workspace stays with the stream it was used on, so split rows keep to one.
                 with streams.first if launch.kernel == "split" else streams.next():
                     self.launch(launch, sweep)
+                done.append(launch)
+        # Rows without a launch keep their residual of NaN, and are left like those that failed.
         residual, objective = sweep.arrays["residual"], sweep.arrays["objective"]
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
@@ -175,13 +178,13 @@ class Fused:
             ]
         )
         total, largest, solved_rows = (float(n) for n in xp.asnumpy(numbers))
-        stats = HalfSweepStats(objective=total, launches=sum(map(_kernel_count, plan.launches)))
+        stats = HalfSweepStats(objective=total, launches=sum(map(_kernel_count, done)))
         if not isinstance(solver, ConjugateGradient):
             stats.residual = largest
         left = np.zeros(0, np.int64)
         if solved_rows < n_rows:
             left = np.flatnonzero(~xp.asnumpy(good[problem.places]))
-        for launch in plan.launches:
+        for launch in done:
             failed = np.searchsorted(left, [launch.start, launch.stop])
             stats.paths[launch.path] += launch.stop - launch.start - int(failed[1] - failed[0])
         return stats, self._rest(problem, left, k)
