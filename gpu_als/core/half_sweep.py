@@ -1,4 +1,4 @@
-"""One half-sweep: solve every row of one side with the other held, in place, and say how it went."""
+"""One half-sweep: every row of one side solved with the other held, in place."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def hold_fixed(
         gram_ = gram(backend, fixed) if known_gram is None else known_gram
         base = objective.base_weight * gram_ + (0 if base is None else base)
     rhs = None if prior.rhs is None else xp.asarray(prior.rhs, fixed.dtype)
-    return FixedSide(make_basis(backend, fixed, base, ridge, rotate=rotate), offset, rhs, prior_base)
+    basis = make_basis(backend, fixed, base, ridge, rotate=rotate)
+    return FixedSide(basis, offset, rhs, prior_base)
 
 
 def solve_side(

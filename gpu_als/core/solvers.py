@@ -222,7 +222,7 @@ class NonNegative(Solver):
         return ops.xp.where(singular[:, None], 0, x), singular
 
     def stationary(self, xp: Any, misfit: Array, z: Array) -> Array:
-        """A positive gradient at ``z = 0`` is no error."""
+        """Return the misfit without positive gradients at ``z = 0``, which are none."""
         bound = xp.arange(z.shape[1]) < z.shape[1] - self.free_columns
         return xp.where(bound & (z <= 0), xp.minimum(misfit, 0), misfit)
 

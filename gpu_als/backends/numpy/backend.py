@@ -62,7 +62,7 @@ class NumpyBackend:
         return single_threaded_blas
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """See :class:`gpu_als.core.ops.Ops`; a bounded number of tasks is in flight."""
+        """Apply the function in threads; a bounded number of tasks is in flight."""
         if self.num_threads == 1:
             yield from map(function, tasks)
             return
@@ -79,7 +79,7 @@ class NumpyBackend:
                 future.cancel()
 
     def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Ops`; one growing buffer per thread and name."""
+        """Return an uninitialised array, from one growing buffer per thread and name."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         buffers, key = self._buffers.__dict__, (threading.get_ident(), name)
         self._held[key] = max(size, self._held.get(key, 0))
@@ -92,18 +92,18 @@ class NumpyBackend:
         return array
 
     def take_rows(self, matrix: np.ndarray, indices: np.ndarray, out: np.ndarray) -> None:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Gather rows into ``out``."""
         # "clip" lets take write straight into out, where "raise" would buffer
         np.take(matrix, indices, axis=0, out=out, mode="clip")
 
     def rowwise_matmul(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Multiply each row by itself."""
         # One product rounds a row in ways that follow from its place and the number of rows.
         product: np.ndarray = (rows[:, None] @ matrix)[:, 0]
         return product
 
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Factor and substitute by LAPACK."""
         return cholesky_solve(lhs, rhs)
 
     def solve_fused(
@@ -120,20 +120,24 @@ class NumpyBackend:
         return load_problem(np, np.asarray, problem, problem.rhs_only)
 
     def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
-        """See :class:`gpu_als.core.ops.Backend`."""
-        return prefetch((lambda make=make: self.load(make())) for make in makers)
+        """Make one problem after another, the next one in a thread meanwhile."""
+
+        def loader(make: Callable[[], RowProblem]) -> Callable[[], LoadedProblem]:
+            return lambda: self.load(make())
+
+        return prefetch(map(loader, makers))
 
     def top_k(self, *ranking: Any) -> None:
-        """See :class:`gpu_als.core.ops.Backend`; tiles are what a CPU is good at."""
+        """Return None: tiles are what a CPU is good at."""
 
     def from_host(self, array: Any) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Backend`; NumPy arrays are where they belong."""
+        """Return a NumPy array; one that is there already is not copied."""
         return np.asarray(array)
 
     to_device = from_host
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Return the array as it is."""
         return array
 
     def workspace_bytes(self) -> int:

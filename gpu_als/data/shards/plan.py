@@ -39,7 +39,9 @@ def shard_bounds(
         The first row of each shard, and the number of rows.
     """
     entry_bytes = index_dtype(n_columns).itemsize + VALUE_DTYPES[value_type].itemsize
-    return np.array(partition_rows(counts, shard_bytes, entry_bytes, INDPTR_DTYPE.itemsize), np.int64)
+    return np.array(
+        partition_rows(counts, shard_bytes, entry_bytes, INDPTR_DTYPE.itemsize), np.int64
+    )
 
 
 @dataclass(frozen=True)
