@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from gpu_als.core.eigh import solve_carefully
 from helpers import ragged_rows, random_ratings, residuals
 from reference import objective_value, row_system, solve_row
 
@@ -153,8 +152,8 @@ def test_conjugate_gradients_take_no_step_along_a_residual_of_rounding(dtype):
 @EXACT
 def test_a_careful_solve_gives_zero_for_singular_systems_alone(solver):
     lhs = np.array([[[1.0, 1], [1, 1]], [[1, 0], [0, 4]], [[np.inf, 0], [0, 1]]])
-    x, singular = solve_carefully(
-        NumpyBackend(1), lhs, np.array([[3.0, 3], [3, 2], [1, 1]]), solver
+    x, singular = solver.solve_in_float64(
+        NumpyBackend(1), lhs, np.array([[3.0, 3], [3, 2], [1, 1]])
     )
     assert singular.tolist() == [True, False, True]
     np.testing.assert_array_equal(x, [[0, 0], [3, 0.5], [0, 0]])

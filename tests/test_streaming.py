@@ -16,7 +16,7 @@ import gpu_als
 from gpu_als.backends import BackendChoice
 from gpu_als.core.memory import FitShape, plan_device
 from gpu_als.core.objectives import Explicit
-from gpu_als.core.ops import one_ahead
+from gpu_als.core.ops import prefetch
 from gpu_als.core.problem import SparseRows
 from gpu_als.errors import BackendError
 from gpu_als.train import engine
@@ -222,7 +222,7 @@ def test_one_is_made_while_another_is_used():
     def maker(number):
         return lambda: made.append(number) or number
 
-    ahead = one_ahead(maker(number) for number in range(5))
+    ahead = prefetch(maker(number) for number in range(5))
     assert next(ahead) == 0
     seen = [0, *ahead]
     assert seen == made == [0, 1, 2, 3, 4]
@@ -232,7 +232,7 @@ def test_what_goes_wrong_ahead_is_raised():
     def fail():
         raise OSError("the disk is gone")
 
-    ahead = one_ahead([lambda: 1, fail, lambda: 3])
+    ahead = prefetch([lambda: 1, fail, lambda: 3])
     assert next(ahead) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)
