@@ -33,7 +33,7 @@ SHAPES = {
 }
 FITS = {  # the data; what takes most; the model; its options
     "factors": ("factors", "factors", "implicit", {"factors": 96}),
-    "drawing and handing out": ("factors", "factors", "explicit", {"factors": 48}),
+    "drawing and handing out": ("factors", "factors", "explicit", {"factors": 64}),
     "data": ("data", "data", "explicit", {"factors": 7}),
     "data set apart": ("data", "data", "implicit", {"factors": 8}),
     "workspace": (
@@ -116,6 +116,7 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(multiply, "CONVERTED_ROWS", BLOCK)
         # Its blocks are there when batches' are not, which are larger; but here batches take none.
         monkeypatch.setattr(row_dots, "_ELEMENTS", BLOCK)
+        monkeypatch.setattr("gpu_als.core.problem._BLOCK", BLOCK)
         yield made
 
 
@@ -130,7 +131,7 @@ def fit_on_device(monkeypatch, backend, name, available):
         return plans[-1]
 
     monkeypatch.setattr(engine, "plan_device", noted)
-    monkeypatch.setattr(type(backend), "room", lambda self: (available, 0))
+    monkeypatch.setattr(type(backend), "available_memory", lambda self: (available, 0))
     memory = DeviceMemory(monkeypatch, backend.xp)
     options = {"iterations": 2, "random_state": 7} | options
     if kind == "explicit":

@@ -129,7 +129,7 @@ def test_a_dense_matrix_is_streamed(monkeypatch):
 def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     """Data of a hundred times the workspace would not fit; its parts do."""
     resident = implicit(True, use_cg=False)
-    free, workspace = device.room()
+    free, workspace = device.available_memory()
     monkeypatch.setattr("gpu_als.core.memory._SMALLEST_PART", 1 << 10)
     shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
     needed = plan_device(shape, free, workspace).total
@@ -140,7 +140,7 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
         times.append(1)
         return load_ahead(self, makers)
 
-    monkeypatch.setattr(backend, "room", lambda self: (needed - 2000, workspace))
+    monkeypatch.setattr(backend, "available_memory", lambda self: (needed - 2000, workspace))
     monkeypatch.setattr(backend, "load_ahead", counted)
     streamed = implicit(True, use_cg=False)
     assert len(times) == 6
@@ -201,7 +201,7 @@ def test_data_make_room_for_every_copy_of_the_factors():
     model = engine.Model(*(np.zeros((n, 64), np.float32) for n in (700, 400)))
 
     def stay(available, copies):
-        device = SimpleNamespace(room=lambda: (available, 1 << 20), stores_half=False)
+        device = SimpleNamespace(available_memory=lambda: (available, 1 << 20), stores_half=False)
         try:
             return engine.fit_to_device(device, local.sides, model, copies)[1]
         except BackendError:

@@ -44,6 +44,11 @@ class Objective(Protocol):
         return False
 
     @property
+    def rhs_only(self) -> bool:
+        """Whether many entries may have gram weight 0, and so no share in a row's matrix."""
+        return False
+
+    @property
     def squared_loss(self) -> bool:
         """See :class:`~gpu_als.core.problem.RowProblem`."""
         return True
@@ -222,6 +227,7 @@ class Implicit(Objective):
 
     base_weight = 1.0
     weighted = True
+    rhs_only = True
     squared_loss = False
 
     def entry_weights(self, xp: Any, values: Array, weights: Array | None) -> tuple[Array, Array]:

@@ -247,7 +247,7 @@ def fit_to_device(
         model.bias,
         base=any(side.has_base for side in sides),
         weighted=any(side.is_weighted for side in sides),
-        ones=float(any(side.objective.weighted for side in sides)),
+        ones=float(any(side.objective.rhs_only for side in sides)),
         half=backend.stores_half,
     )
     plan = plan_device(shape, *room)
