@@ -15,11 +15,11 @@ import numpy as np
 from distributed import get_worker
 
 from gpu_als.backends import BackendChoice
+from gpu_als.core.backend import Backend
 from gpu_als.core.basis import gram
-from gpu_als.core.half_sweep import solve_parts
+from gpu_als.core.half_sweep import hold_fixed, solve_rows
 from gpu_als.core.objectives import Objective
-from gpu_als.core.ops import Backend
-from gpu_als.core.problem import RowProblem, SparseRows
+from gpu_als.core.problem import LoadedProblem, SparseRows
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 from gpu_als.dask.nccl import OnGpu, gather, gpu_for_nccl
@@ -110,7 +110,7 @@ class Part:
         held = sum(each.nbytes for each in arrays if isinstance(each, np.ndarray))
         return object.__sizeof__(self) + held
 
-    def problems(self, backend: Backend, dtype: np.dtype) -> Iterator[tuple[slice, RowProblem]]:
+    def problems(self, backend: Backend, dtype: np.dtype) -> Iterator[tuple[slice, LoadedProblem]]:
         """Yield the rows' problems on the device; places count from the first of these rows."""
         if self._on_device is None:
             users, items = (
@@ -118,7 +118,7 @@ class Part:
             )
             empty = Model(users, items)
             (side, _), stay = fit_to_device(backend, (self.side, self.side), empty, 1)
-            self._on_device = OnDevice(backend, side, dtype, stay=stay)
+            self._on_device = OnDevice(backend, side, stay=stay)
         first = self.side.rows.bounds[0]
         for place, problem in self._on_device:
             yield slice(place.start - first, place.stop - first), problem
@@ -214,15 +214,15 @@ def _solve(
     how: HowToSolve,
 ) -> Piece:
     """Solve in place; return the piece, in which the rows stand as they are."""
-    stats = solve_parts(
-        backend,
-        part.problems(backend, solved.dtype),
-        held,
-        solved,
-        how.solver,
-        bias=how.bias,
-        gram=None if fixed_gram is None else backend.from_host(fixed_gram),
-    )
+    side = part.side
+    fixed = hold_fixed(
+        backend, side.objective, side.name, held, side.ridge(),
+        rotate=how.solver.rotates, bias=how.bias,
+        known_gram=None if fixed_gram is None else backend.from_host(fixed_gram),
+    )  # fmt: skip
+    stats = HalfSweepStats()
+    for place, problem in part.problems(backend, solved.dtype):
+        stats.add(solve_rows(backend, problem, fixed.of_rows(place), solved[place], how.solver))
     own = _gram(backend, solved, how)
     return Piece(solved, own, stats, backend.workspace_bytes(), get_worker().address)
 

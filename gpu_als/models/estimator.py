@@ -13,8 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import BackendChoice
+from gpu_als.core.backend import Backend
 from gpu_als.core.objectives import Objective
-from gpu_als.core.ops import Backend
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Solver
 from gpu_als.data.csr import as_csr, check_index_array
@@ -88,7 +88,7 @@ class Estimator(HasParameters):
 
     def _keep(self, matrix: Any) -> Any:
         """Return factors as this model holds them."""
-        return self._get_backend().hold(matrix)
+        return self._get_backend().to_device(matrix)
 
     def _draw(self, rng: Any, side: str, n_rows: int) -> np.ndarray:
         """Draw initial factors, with a bias of zero."""

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+from gpu_als.core.backend import Backend
 from gpu_als.core.objectives import Objective
-from gpu_als.core.ops import Backend
 from gpu_als.core.problem import SparseRows
-from gpu_als.core.solvers import NonNegative, Solver
+from gpu_als.core.solvers import Solver
 from gpu_als.errors import InputError
 from gpu_als.models.fitted import Fitted, Side
 from gpu_als.models.fold_in import fold_in
@@ -38,13 +38,12 @@ def factor_system(
         One row.
     """
     rated = _partners(backend, items, row.indices)
-    k = rated.shape[1]
-    problem = objective.row_problem(row, k, 1 << 20, "users")
-    lhs = float(np.max(problem.ridge)) * np.eye(k)
+    ridge = objective.ridge(row.counts, len(items), "users")
+    lhs = float(np.max(ridge)) * np.eye(rated.shape[1])
     if objective.base_weight:
         lhs += objective.base_weight * items.gram(backend)
     lhs += rated.T @ (_entry_weights(objective, row)[0][:, None] * rated)
-    if isinstance(solver, NonNegative):
+    if not solver.rotates:
         at_zero = fold_in(backend, objective, solver, "users", items, row)[0] == 0
         lhs[at_zero], lhs[:, at_zero] = 0, 0
         lhs[at_zero, at_zero] = _WALL**2
@@ -113,10 +112,7 @@ def _partners(backend: Backend, items: Side, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def _entry_weights(objective: Any, row: SparseRows) -> tuple[np.ndarray, np.ndarray]:
+def _entry_weights(objective: Objective, row: SparseRows) -> tuple[np.ndarray, np.ndarray]:
     """Return gram weights and target weights of a row's entries, float64."""
-    values = row.values.astype(np.float64)
-    if objective.base_weight:
-        gram, target = objective.cell_weights(np, values)
-        return gram, target
-    return np.ones_like(values), values - objective.mean
+    gram, target = objective.entry_weights(np, row.values.astype(np.float64), None)
+    return np.ones_like(target) if gram is None else gram, target

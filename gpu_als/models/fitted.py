@@ -14,9 +14,9 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
+from gpu_als.core.backend import Backend
 from gpu_als.core.basis import gram
 from gpu_als.core.linalg import row_norms
-from gpu_als.core.ops import Backend
 from gpu_als.core.problem import Array
 from gpu_als.data.ids import IdMap
 from gpu_als.errors import InputError, NotFittedError

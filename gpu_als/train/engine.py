@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpu_als.backends import BackendChoice
-from gpu_als.core.half_sweep import solve_parts
+from gpu_als.core.backend import Backend
+from gpu_als.core.half_sweep import hold_fixed, solve_rows
 from gpu_als.core.memory import FitShape, plan_device
-from gpu_als.core.objectives import Implicit, Objective
-from gpu_als.core.ops import Backend
-from gpu_als.core.problem import Array, RowProblem
+from gpu_als.core.objectives import Objective
+from gpu_als.core.problem import Array, LoadedProblem
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 from gpu_als.train.row_blocks import Rows, Side
@@ -173,14 +173,22 @@ class _LocalSweeps:
         stay: bool,
     ) -> None:
         self._backend, self._solvers, self._bias = backend, solvers, model.bias
-        self._factors = self.take(model.factors)
-        dtype = model.user_factors.dtype
-        self._parts = [OnDevice(backend, side, dtype, stay=stay) for side in sides]
+        self._factors, self._sides = self.take(model.factors), sides
+        self._parts = [OnDevice(backend, side, stay=stay) for side in sides]
 
     def half_sweep(self, side: int) -> HalfSweepStats:
         solved, fixed = self._factors[side], self._factors[1 - side]
         how = self._solvers[side]
-        return solve_parts(self._backend, self._parts[side], fixed, solved, how, bias=self._bias)
+        own = self._sides[side]
+        held = hold_fixed(
+            self._backend, own.objective, own.name, fixed, own.ridge(),
+            rotate=how.rotates, bias=self._bias,
+        )  # fmt: skip
+        stats = HalfSweepStats()
+        for place, problem in self._parts[side]:
+            rows = held.of_rows(place)
+            stats.add(solve_rows(self._backend, problem, rows, solved[place], how))
+        return stats
 
     def state(self) -> Factors:
         return self._factors
@@ -204,22 +212,17 @@ class _LocalSweeps:
 class OnDevice:
     """The parts of a side on the device: they stay there, or pass through in every half-sweep."""
 
-    def __init__(self, backend: Backend, side: Side, dtype: np.dtype, *, stay: bool) -> None:
-        self._backend, self._side, self._dtype = backend, side, dtype
-        self._kept: list[RowProblem] | None = None
+    def __init__(self, backend: Backend, side: Side, *, stay: bool) -> None:
+        self._backend, self._side = backend, side
+        self._kept: list[LoadedProblem] | None = None
         if stay or side.n_parts == 1:
-            self._kept = [backend.load(self._problem(number)) for number in range(side.n_parts)]
+            self._kept = [backend.load(side.problem(number)) for number in range(side.n_parts)]
 
-    def __iter__(self) -> Iterator[tuple[slice, RowProblem]]:
+    def __iter__(self) -> Iterator[tuple[slice, LoadedProblem]]:
         numbers = range(self._side.n_parts)
-        makers = (partial(self._problem, number) for number in numbers)
+        makers = (partial(self._side.problem, number) for number in numbers)
         problems = self._kept or self._backend.load_ahead(makers)
         return zip(map(self._side.place, numbers), problems, strict=True)
-
-    def _problem(self, number: int) -> RowProblem:
-        problem = self._side.problem(number)
-        problem.check_scale(self._dtype)
-        return problem
 
 
 def fit_to_device(
@@ -229,7 +232,7 @@ def fit_to_device(
 
     Nothing is put there yet.
     """
-    room = backend.room()
+    room = backend.available_memory()
     if room is None:
         return sides, False
     counts = [side.rows.counts() for side in sides]
@@ -242,9 +245,9 @@ def fit_to_device(
         max(int(each.max(initial=0)) for each in counts),
         copies,
         model.bias,
-        base=any(side.objective.base_weight != 0 for side in sides),
+        base=any(side.has_base for side in sides),
         weighted=any(side.is_weighted for side in sides),
-        ones=float(any(isinstance(side.objective, Implicit) for side in sides)),
+        ones=float(any(side.objective.rhs_only for side in sides)),
         half=backend.stores_half,
     )
     plan = plan_device(shape, *room)

@@ -13,9 +13,10 @@ from typing import Protocol
 
 import numpy as np
 
-from gpu_als.core.objectives import Implicit, Objective
+from gpu_als.core.basis import SideRidge
+from gpu_als.core.objectives import Objective, row_problem
 from gpu_als.core.problem import RowProblem, SparseRows
-from gpu_als.data.csr import cut_rows
+from gpu_als.data.csr import partition_rows
 from gpu_als.data.shards import Shard
 
 __all__ = ["Rows", "ShardRows", "Side", "WholeRows"]
@@ -25,11 +26,16 @@ class Rows(Protocol):
     """The rows of a side, wherever they are kept."""
 
     @property
+    def n_fixed(self) -> int:
+        """Number of rows of the other side."""
+        ...
+
+    @property
     def bounds(self) -> Sequence[int]:
         """Part i has the rows ``bounds[i]`` to ``bounds[i + 1]``."""
         ...
 
-    def part(self, number: int) -> SparseRows | np.ndarray:
+    def part(self, number: int) -> SparseRows:
         """Return the rows of one part."""
         ...
 
@@ -48,41 +54,36 @@ class WholeRows:
 
     Attributes
     ----------
-    rows : SparseRows, or array of shape (n_rows, n_fixed)
+    rows : SparseRows
     bounds : tuple of int
     """
 
-    rows: SparseRows | np.ndarray
+    rows: SparseRows
     bounds: tuple[int, ...]
 
     @classmethod
-    def of(cls, rows: SparseRows | np.ndarray) -> WholeRows:
+    def of(cls, rows: SparseRows) -> WholeRows:
         """Return all rows as one part."""
-        return cls(rows, (0, rows.n_rows if isinstance(rows, SparseRows) else len(rows)))
+        return cls(rows, (0, rows.n_rows))
 
-    def part(self, number: int) -> SparseRows | np.ndarray:
+    def part(self, number: int) -> SparseRows:
         """See :class:`Rows`; no entry is copied."""
-        first, last = self.bounds[number : number + 2]
-        rows = self.rows
-        if isinstance(rows, np.ndarray):
-            return rows[first:last]
-        ends = rows.indptr[first : last + 1]
-        place = slice(int(ends[0]), int(ends[-1]))
-        weights = None if rows.weights is None else rows.weights[place]
-        return SparseRows(
-            ends - ends[0], rows.indices[place], rows.values[place], weights, rows.n_fixed
-        )
+        return self.rows.between(*self.bounds[number : number + 2])
+
+    @property
+    def n_fixed(self) -> int:
+        """See :class:`Rows`."""
+        return self.rows.n_fixed
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> WholeRows:
         """See :class:`Rows`."""
-        return replace(self, bounds=cut_rows(self.counts(), most_bytes, entry_bytes, row_bytes))
+        return replace(
+            self, bounds=partition_rows(self.counts(), most_bytes, entry_bytes, row_bytes)
+        )
 
     def counts(self) -> np.ndarray:
         """See :class:`Rows`."""
-        if isinstance(self.rows, np.ndarray):
-            return np.full(len(self.rows), self.rows.shape[1])
-        counts: np.ndarray = np.diff(self.rows.indptr)
-        return counts
+        return self.rows.counts
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,12 @@ class Side:
     def is_weighted(self) -> bool:
         """Whether entries have weights besides their targets, which those of iALS are too."""
         held = self.rows.rows if isinstance(self.rows, WholeRows) else None
-        given = isinstance(held, SparseRows) and held.weights is not None
-        return given or isinstance(self.objective, Implicit)
+        return (held is not None and held.weights is not None) or self.objective.weighted
+
+    @property
+    def has_base(self) -> bool:
+        """Whether rows share a base."""
+        return self.objective.base_weight != 0 or self.objective.prior(self.name).base is not None
 
     def place(self, number: int) -> slice:
         """Return which rows a part has."""
@@ -123,9 +128,13 @@ class Side:
 
     def problem(self, number: int) -> RowProblem:
         """Return the problem of a part, on the host."""
-        return self.objective.row_problem(
-            self.rows.part(number), self.n_factors, self.batch_elements, self.name
-        )
+        rows = self.rows.part(number)
+        return row_problem(self.objective, rows, self.n_factors, self.batch_elements, self.name)
+
+    def ridge(self) -> SideRidge:
+        """Return the ridges of all rows."""
+        n_fixed = self.rows.n_fixed
+        return SideRidge.of(self.objective.ridge(self.rows.counts(), n_fixed, self.name))
 
     def cut(self, most_bytes: int, entry_bytes: int, row_bytes: int) -> Side:
         """Return the same side in parts; see :meth:`Rows.cut`."""
@@ -195,7 +204,7 @@ class ShardRows:
         first, last = self.bounds[0], self.bounds[-1]
 
         def cut_between(begin: int, end: int) -> list[int]:
-            cuts = cut_rows(self.entries_of_rows[begin - first : end - first], *how)
+            cuts = partition_rows(self.entries_of_rows[begin - first : end - first], *how)
             return [begin + cut for cut in cuts[1:]]
 
         def are_one_part(begin: int, end: int) -> bool:
