@@ -102,11 +102,12 @@ def _is_in_order(matrix: sp.csr_matrix) -> bool:
         return False
     if indptr[0] != 0 or indptr[-1] != nnz or indices.min() < 0 or indices.max() >= n_columns:
         return False
-    if n_rows > 1 and (indptr[1:] < indptr[:-1]).any():
-        return False
     rises = indices[1:] > indices[:-1]
-    begins = indptr[1:-1]  # of rows, where columns may begin anew
-    rises[begins[(begins > 0) & (begins < nnz)] - 1] = True
+    if n_rows > 1:
+        begins = indptr[1:-1]  # where columns may begin anew
+        if (indptr[1:] < indptr[:-1]).any():
+            return False
+        rises[begins[(begins > 0) & (begins < nnz)] - 1] = True
     return bool(rises.all() and np.isfinite(data).all())
 
 

@@ -19,6 +19,7 @@ items, NaN, minus infinity) is never taken for one of the best.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -307,31 +308,54 @@ class Candidates:
         return ranks, counts
 
 
-def scan_one(xp: Any, user: Array, items: Array, n_best: int, *filtered: np.ndarray | None) -> Best:
+_WORTH_A_THREAD = 1 << 20
+"""Elements of a catalogue from which threads take one user's product faster than one does."""
+
+
+def scan_one(
+    backend: Backend,
+    user: Array,
+    items: Array,
+    n_best: int,
+    *filtered: np.ndarray | None,
+    alone: bool = False,
+) -> tuple[Array, Array]:
     """Return the best items of one user, filtered items left out.
 
     Parameters
     ----------
-    xp : module
-        Array module.
+    backend : Backend
     user : array, shape (k,)
     items : array, shape (n_items, k)
     n_best : int
         From 1 to n_items.
     *filtered : int array or None
         Numbers of items.
+    alone : bool
+        All threads are free to work for this user.
 
     Returns
     -------
-    Best
-        Of one user; as :func:`gpu_als.ranking.scan.scan` returns it.
+    ids, scores : array, shape (n,)
+        Best first, equal ones by id: ``n_best``, or all that score above the lowest finite number
+        where they are fewer.
     """
-    lowest = np.finfo(user.dtype).min
-    n_items = len(items)
+    xp, (n_items, k) = backend.xp, items.shape
+    lowest, above_lowest = _lowest_two(user.dtype)
     n_strips = max(n_best, math.isqrt(n_items * n_best))
     strips = xp.empty((-(-n_items // n_strips), n_strips), user.dtype)
     scores = strips.reshape(-1)
-    xp.matmul(items, user, out=scores[:n_items])
+
+    def multiply(first: int) -> None:
+        last = min(first + height, n_items)
+        xp.matmul(items[first:last], user, out=scores[first:last])
+
+    height = max(1, _WORTH_A_THREAD // k) if alone else n_items
+    if height >= n_items:
+        multiply(0)
+    else:
+        for _ in backend.map(multiply, range(0, n_items, height)):
+            pass
     scores[n_items:] = lowest
     for some in filtered:
         if some is not None:
@@ -341,11 +365,17 @@ def scan_one(xp: Any, user: Array, items: Array, n_best: int, *filtered: np.ndar
         xp.fmax(strips, lowest, out=strips)
         maxima = strips.max(axis=0)
     # So many strips hold a score as large as that; only what exceeds the lowest is a score.
-    floor = xp.partition(maxima, n_strips - n_best)[n_strips - n_best]
-    floor = xp.maximum(floor, np.nextafter(lowest, user.dtype.type(0)))
+    floor = xp.maximum(xp.partition(maxima, n_strips - n_best)[n_strips - n_best], above_lowest)
     columns = xp.flatnonzero(maxima >= floor)
     rows, places = xp.nonzero(strips[:, columns] >= floor)
     ids = rows * n_strips + columns[places]  # rising
     found = scores[ids]
     order = xp.argsort(-found, kind="stable")[:n_best]
-    return Best(xp.full(1, len(order)), ids[order][None], found[order][None])
+    return ids[order], found[order]
+
+
+@cache
+def _lowest_two(dtype: np.dtype) -> tuple[Any, Any]:
+    """Return the lowest finite number, and the one above it."""
+    lowest = np.finfo(dtype).min
+    return lowest, np.nextafter(lowest, dtype.type(0))

@@ -7,7 +7,6 @@ at a time, and :mod:`gpu_als.ranking.scan` takes each over all items. A user alo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,43 +64,66 @@ def top_k(
             return fused
         everywhere = None if filter_items is None else np.unique(filter_items)
         filters = Filters(liked, everywhere)
+        if len(users) == 1:
+            found, values = _rank_one(backend, users[0], items, n_best, filters, 0, alone=True)
+            return found[None].astype(np.int32), values[None]
         ids = np.empty((len(users), n_best), np.int32)
         scores = np.empty((len(users), n_best), users.dtype)
         height = block_height(len(users), len(items), n_best)
 
         def rank(start: int) -> None:
             stop = min(start + height, len(users))
-            liked_here = filters.places(start, stop)
+            if stop - start == 1:
+                best = _rank_one(backend, users[start], items, n_best, filters, start)
+                ids[start], scores[start] = best
+                return
             # Factors that overflow or hold NaN give scores that are dealt with.
             with np.errstate(over="ignore", invalid="ignore"):
-                if stop - start == 1:
-                    best = scan_one(backend.xp, users[start], items, n_best, liked_here, everywhere)
-                else:
-                    best = scan(
-                        backend,
-                        users[start:stop],
-                        items,
-                        n_best,
-                        filtered=liked_here,
-                        filtered_everywhere=everywhere,
-                    )
-            counts, found, values = map(backend.to_host, best)
+                block = scan(
+                    backend,
+                    users[start:stop],
+                    items,
+                    n_best,
+                    filtered=filters.places(start, stop),
+                    filtered_everywhere=everywhere,
+                )
+            counts, found, values = map(backend.to_host, block)
             width = found.shape[1]
             ids[start:stop, :width], scores[start:stop, :width] = found, values
-            for user in map(int, start + (counts < n_best).nonzero()[0]):
+            for user in (start + np.flatnonzero(counts < n_best)).tolist():
                 count = counts[user - start]
                 missing = n_best - count
                 ids[user, count:] = filters.followers(user, ids[user, :count], len(items), missing)
                 scores[user, count:] = lowest_score(scores.dtype)
 
-        for _ in _map(backend, rank, range(0, len(users), height)):
+        blocks = range(0, len(users), height)
+        for _ in map(rank, blocks) if len(blocks) == 1 else backend.map(rank, blocks):
             pass
     return ids, scores
 
 
-def _map(backend: Backend, function: Callable[[int], None], tasks: range) -> Iterable[None]:
-    """Take a single task without the detour over another thread."""
-    return map(function, tasks) if len(tasks) == 1 else backend.map(function, tasks)
+def _rank_one(
+    backend: Backend,
+    user: Array,
+    items: Array,
+    n_best: int,
+    filters: Filters,
+    row: int,
+    *,
+    alone: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and scores of one user, shape (n_best,); ``row`` is its row in the filters."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        best = scan_one(
+            backend, user, items, n_best, filters.liked_by(row), filters.everywhere, alone=alone
+        )
+    ids, scores = map(backend.to_host, best)
+    if len(ids) == n_best:
+        return ids, scores
+    missing = n_best - len(ids)
+    rest = filters.followers(row, ids, len(items), missing)
+    lowest = np.full(missing, lowest_score(scores.dtype), scores.dtype)
+    return np.append(ids, rest), np.append(scores, lowest)
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,13 @@ class Filters:
 
     liked: sp.csr_matrix | None
     everywhere: np.ndarray | None
+
+    def liked_by(self, user: int) -> np.ndarray | None:
+        """Return the items filtered for one user, in any order."""
+        if self.liked is None:
+            return None
+        begin, end = self.liked.indptr[user : user + 2]
+        return self.liked.indices[begin:end]
 
     def places(self, start: int, stop: int) -> np.ndarray | None:
         """Return rising numbers ``item * (stop - start) + user - start`` of what users like."""
@@ -142,10 +171,7 @@ class Filters:
         count : int
             At most ``n_items - len(best)``.
         """
-        filtered = [np.empty(0, np.int64) if self.everywhere is None else self.everywhere]
-        if self.liked is not None:
-            begin, end = self.liked.indptr[user : user + 2]
-            filtered.append(self.liked.indices[begin:end])
+        filtered = [some for some in (self.everywhere, self.liked_by(user)) if some is not None]
         # So many items hold count others, wherever the rest lie.
         n_seen = min(n_items, count + len(best) + sum(map(len, filtered)))
         is_filtered, is_best = np.zeros((2, n_seen), bool)
