@@ -77,7 +77,7 @@ def assert_cpu(capsys, cause, warned):
         warnings.simplefilter("always")
         models = [fit(None), fit(None)]
         assert not gpu_als.HAS_CUDA
-    assert ["the GPU is not used" in str(one.message) for one in caught] == [True] * warned
+    assert ["does not use the GPU" in str(one.message) for one in caught] == [True] * warned
     assert all(cause in str(one.message) for one in caught)
     for model in models:
         np.testing.assert_array_equal(model.user_factors, fit(False).user_factors)
