@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import ndtri
 
-from gpu_als.row_problem import SparseRows
+from gpu_als.core.problem import SparseRows
 
 SEED = 20
 MEAN_VALUE = 3.0

@@ -69,11 +69,11 @@ from gpu_task import (
 
 import gpu_als
 from gpu_als.backends.cupy.launch import Launch, stride_of
-from gpu_als.backends.frame import make_frame
 from gpu_als.backends.numpy.backend import NumpyBackend
+from gpu_als.core.basis import make_frame
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.problem import SparseRows
 from gpu_als.errors import BackendError
-from gpu_als.row_problem import SparseRows
-from gpu_als.solving import solve_side
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"

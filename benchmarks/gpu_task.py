@@ -13,10 +13,10 @@ from gpu_floor import Ceilings, Work, measure_ceilings, median_ms
 from gpu_run import Row
 from gpu_shapes import MEAN_VALUE, SHAPES, Matrix, Shape
 
-from gpu_als.objectives import IALS, Explicit, Implicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky
-from gpu_als.solving import solve_side
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import IALS, Explicit, Implicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky
 
 QUICK_DIVISOR = 20
 SMALL = Shape(3_000, 1_200, 180_000, 30)

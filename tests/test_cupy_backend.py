@@ -20,12 +20,12 @@ import gpu_als
 from gpu_als import backends
 from gpu_als.backends import get_backend
 from gpu_als.cli import main
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient
 from gpu_als.errors import BackendError, InputError
-from gpu_als.objectives import Explicit
 from gpu_als.ranking.top_k import top_k
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient
-from gpu_als.solving import solve_side
 
 SOURCES = sorted((Path(gpu_als.__file__).parent / "backends" / "cupy").glob("*.py"))
 
@@ -240,9 +240,9 @@ def names_used(tree: ast.Module) -> set[str]:
 SHARED = [
     Path(gpu_als.__file__).parent / place
     for place in (
-        "backends/batch.py", "backends/frame.py", "backends/half_sweep.py", "backends/nnls.py",
-        "backends/rescue.py", "backends/conjugate_gradient.py", "ranking/top_k.py", "objectives.py",
-        "training.py",
+        "core/systems.py", "core/basis.py", "core/half_sweep.py", "core/nnls.py", "core/linalg.py",
+        "core/cg.py", "core/problem.py", "core/objectives.py", "ranking/top_k.py",
+        "ranking/scan.py",
     )
 ]  # fmt: skip
 
@@ -302,7 +302,7 @@ def test_kernels_do_the_work(cupy_backend) -> None:
 
 def test_an_edited_header_is_another_source(monkeypatch, tmp_path) -> None:
     """What CuPy keeps on disk it finds by the source it was given, includes and all."""
-    from gpu_als.backends.cupy import compile as compiling
+    from gpu_als.backends.cupy import nvrtc as compiling
 
     package = tmp_path / "package"
     shutil.copytree(SOURCES[0].parent / "kernels", package / "kernels")
@@ -324,9 +324,9 @@ def test_info_compiles_kernels_ahead(cupy_backend, capsys) -> None:
 
 def test_blocks_that_change_coordinates_have_one_layout(monkeypatch) -> None:
     """Whether they are cut from wider rows or filled up."""
-    from gpu_als.backends.cupy import multiply
+    from gpu_als.backends.cupy import arrays
 
-    monkeypatch.setattr(multiply, "CONVERTED_ROWS", 8)
+    monkeypatch.setattr(arrays, "CONVERTED_ROWS", 8)
     seen = []
 
     class Square:
@@ -338,13 +338,13 @@ def test_blocks_that_change_coordinates_have_one_layout(monkeypatch) -> None:
             return 2 * block
 
     rows = np.arange(160.0).reshape(20, 8)[:, :5]
-    np.testing.assert_array_equal(multiply.multiply_each(np, rows, Square()), 2 * rows)
+    np.testing.assert_array_equal(arrays.rowwise_matmul(np, rows, Square()), 2 * rows)
     assert seen == 3 * [((8, 5), True)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_inner_products_of_rows(cupy_backend, monkeypatch, dtype) -> None:
-    from gpu_als.backends import row_dots
+    from gpu_als.core import linalg as row_dots
 
     monkeypatch.setattr(row_dots, "_ELEMENTS", 50)  # several blocks
     a, b = np.random.default_rng(5).standard_normal((2, 33, 7)).astype(dtype)
@@ -366,11 +366,10 @@ def test_values_of_any_size_are_solved_alike(cupy_backend, solver, power) -> Non
     for scale in (np.float32(1), size):
         scaled = replace(rows, values=rows.values * scale * scale)
         objective = Explicit(float(scale) ** 2, count_scaled=False)
-        problem = objective.row_problem(scaled, 12, cupy_backend.batch_elements, "users")
         with cupy_backend.session():
             solved = cupy_backend.from_host(start * scale)
             factors = cupy_backend.from_host(fixed[:45] * scale)
-            stats = solve_side(cupy_backend, cupy_backend.load(problem), factors, solved, solver)
+            stats = solve_side(cupy_backend, objective, scaled, "users", factors, solved, solver)
         assert stats.singular == 0
         found.append(cupy_backend.to_host(solved) / scale)
     agree(found[1], found[0], 1e-5)

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import make_case, row_errors
+from reference import solve_row
 
 import gpu_als
 from gpu_als import backends
 from gpu_als.backends import get_backend
 from gpu_als.backends.cupy.launch import SEGMENT
-from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.cli import main
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient
 from gpu_als.errors import BackendError, NoGpuError
-from gpu_als.objectives import Explicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient
-from gpu_als.solving import solve_side
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not cuda_on_cpu.have_compiler(), reason="no g++ to compile kernels for the CPU"
@@ -374,9 +374,7 @@ def test_kernels_that_fail_leave_work_to_the_general_path(cupy, monkeypatch, wor
 
 def half_sweep(backend, case, solver):
     """Run one half-sweep in float32; return the solved factors and the statistics."""
-    problem = backend.load(case.problem(np.float32, backend.batch_elements))
-    fixed, solved = (backend.from_host(a.astype(np.float32)) for a in (case.fixed, case.start))
-    stats = solve_side(backend, problem, fixed, solved, solver, bias=case.bias)
+    solved, stats = case.sweep(solver, np.float32, ops=backend)
     return backend.to_host(solved), stats
 
 
@@ -437,7 +435,6 @@ def test_a_row_is_not_half_solved_where_one_of_its_kernels_fails(cupy, monkeypat
     values = rng.uniform(1, 5, len(indices)).astype(np.float32)
     rows = SparseRows(indptr, indices, values, None, 50)
     fixed = rng.standard_normal((50, 8)).astype(np.float32)
-    problem = Explicit(0.5, False).row_problem(rows, 8, 1 << 20, "users")
     expected = [
         solve_row(fixed, indices[part], np.ones(len(values[part])), values[part], 0.5)
         for part in (slice(*indptr[:2]), slice(*indptr[1:]))
@@ -450,7 +447,13 @@ def test_a_row_is_not_half_solved_where_one_of_its_kernels_fails(cupy, monkeypat
             solved = backend.from_host(np.zeros((2, 8), np.float32))
             with pytest.warns(RuntimeWarning, match="general path"):
                 stats = solve_side(
-                    backend, backend.load(problem), backend.from_host(fixed), solved, Cholesky()
+                    backend,
+                    Explicit(0.5, False),
+                    rows,
+                    "users",
+                    backend.from_host(fixed),
+                    solved,
+                    Cholesky(),
                 )
         assert launches[-1] == name
         assert stats.paths.total() == 2

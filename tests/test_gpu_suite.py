@@ -17,9 +17,8 @@ import fake_cupy
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from reference import solve_row
 from test_cupy_backend import name_exists, names_used
-
-from gpu_als.backends.numpy.reference import solve_row
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))

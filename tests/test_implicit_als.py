@@ -7,17 +7,17 @@ import pytest
 import scipy.sparse as sp
 from contract.common import MIXED, PLAYS, documented_loss, observed_cells
 from helpers import random_ratings
+from reference import objective_value
 
 from gpu_als import AlternatingLeastSquares, Interactions, StopTraining
-from gpu_als.backends.numpy.reference import objective_value
+from gpu_als.core.objectives import Implicit
+from gpu_als.core.problem import SparseRows
 from gpu_als.errors import (
     IdRangeError,
     InputError,
     ModelFileError,
 )
-from gpu_als.estimators.implicit_loss import sum_of_magnitudes
-from gpu_als.objectives import Implicit
-from gpu_als.row_problem import SparseRows
+from gpu_als.models.loss import sum_of_magnitudes
 
 
 def fit(user_items=PLAYS, callback=None, **params):

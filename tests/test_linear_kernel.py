@@ -8,8 +8,8 @@ import pytest
 import scipy.sparse as sp
 from test_cupy_backend import cupy_backend  # noqa: F401
 
-from gpu_als.backends.cupy.compile import source_of
-from gpu_als.backends.cupy.linear import LONGEST, load_linear
+from gpu_als.backends.cupy.nvrtc import source_of
+from gpu_als.backends.cupy.rhs_only import LONGEST, load_linear
 
 LENGTHS = (0, 1, 3, 4, 5, LONGEST - 1, LONGEST, LONGEST + 1, 0, 2000, 7, 1501)
 N_FIXED = 400

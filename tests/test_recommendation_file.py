@@ -12,8 +12,8 @@ from helpers import random_ratings
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
 from gpu_als.errors import InputError, NotFittedError
-from gpu_als.estimators import recommending
-from gpu_als.ranking.recommendation_file import recommendation_file
+from gpu_als.models import recommend as recommending
+from gpu_als.ranking.to_file import recommendation_file
 
 N_USERS, N_ITEMS = 23, 17
 PLAYS = random_ratings(N_USERS, N_ITEMS, 0.3, 7, np.float32)

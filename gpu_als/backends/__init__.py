@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.backends.ops import Backend
+from gpu_als.core.backend import Backend
 from gpu_als.errors import BackendError, InputError, NoGpuError
 
 __all__ = ["Backend", "BackendChoice", "cuda_is_usable", "cuda_problem", "get_backend"]

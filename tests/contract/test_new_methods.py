@@ -14,7 +14,7 @@ from contract.common import (
     trained,
 )
 from gpu_als import Interactions
-from gpu_als.estimators import recommending
+from gpu_als.models import recommend as recommending
 
 LOWEST = float(np.finfo(np.float32).min)
 

@@ -9,7 +9,7 @@ from explicit.common import RATINGS, fit
 from gpu_als import ExplicitALS, Interactions
 from gpu_als.data.ids import IdMap
 from gpu_als.errors import IdRangeError, InputError, NotFittedError
-from gpu_als.estimators import external_ids
+from gpu_als.models import external_ids
 
 
 def test_ids_of_users_and_items():

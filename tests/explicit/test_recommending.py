@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import nonnegative_minimiser, random_ratings
+from reference import row_system
 
 from explicit.common import RATINGS, fit
-from gpu_als.backends.numpy.reference import row_system
 from gpu_als.errors import IdRangeError, InputError
 
 
