@@ -145,9 +145,9 @@ def run_sections(
 
 
 def write_whole(path: Path, results: dict[str, Any]) -> None:
-    """Write results to a file that is never half there."""
+    """Write results to a file that is never half there; what JSON does not know, in words."""
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(results, indent=2) + "\n")
+    unfinished.write_text(json.dumps(results, indent=2, default=str) + "\n")
     unfinished.replace(path)
 
 
@@ -156,5 +156,5 @@ def failures(sections: dict[str, dict[str, Any]]) -> list[str]:
     return [
         name
         for name, entry in sections.items()
-        if "error" in entry or any(row.get("ok") is False for row in entry["rows"])
+        if "error" in entry or any(not row.get("ok", True) for row in entry["rows"])
     ]

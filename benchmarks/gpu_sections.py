@@ -16,11 +16,9 @@ from gpu_task import (
     ALPHA,
     CG,
     EXACT,
-    MAIN_K,
     OBJECTIVES,
     SAMPLED_ROWS,
     SMALL,
-    TOLERANCE,
     Bench,
     Task,
     compared,
@@ -33,8 +31,6 @@ from gpu_als import AlternatingLeastSquares
 from gpu_als.planning import plan
 
 EPOCH_KS = (512, 1024, 2048, 4096, 8192)
-QUICK_EPOCH_KS = (512, 1024)
-CG_TOLERANCE = 1e-4  # its steps multiply rounding, by more the more rows have in common
 RANKED_USERS, N_BEST = 20_000, 10
 REGULARIZATION = OBJECTIVES["implicit"].regularization
 PEER_PATH, CG_PATH = "implicit, 3 CG steps", "kernels, 3 CG steps"
@@ -56,9 +52,9 @@ def peer(bench: Bench) -> Iterator[Row]:
     """Let ``implicit`` train on a small matrix, to see that it does."""
     yield from _peer_ms(
         bench,
-        {"shape": "small", "k": MAIN_K, "path": PEER_PATH},
-        (iteration_ms, SMALL, MAIN_K, REGULARIZATION, ALPHA),
-        SMALL.device_bytes(MAIN_K),
+        {"shape": "small", "k": bench.k, "path": PEER_PATH},
+        (iteration_ms, SMALL, bench.k, REGULARIZATION, ALPHA),
+        SMALL.device_bytes(bench.k),
     )
 
 
@@ -82,31 +78,31 @@ def _peer_ms(bench: Bench, name: Row, question: tuple[Any, ...], needed: int) ->
 def compile_kernels(bench: Bench) -> Iterator[Row]:
     """Compile what others launch; CuPy's cache on disk may have some."""
     begin = time.perf_counter()
-    kernels = bench.backend().compile_kernels(MAIN_K)
-    yield {"k": MAIN_K, "kernels": kernels, "seconds": time.perf_counter() - begin}
+    kernels = bench.backend().compile_kernels(bench.k)
+    yield {"k": bench.k, "kernels": kernels, "seconds": time.perf_counter() - begin}
 
 
 def agreement(bench: Bench) -> Iterator[Row]:
     """Compare every row of a small matrix with the NumPy backend in float64."""
     for objective, solver in [*((name, EXACT) for name in OBJECTIVES), ("implicit", CG)]:
-        task = Task(bench, bench.small, objective, MAIN_K, solver=solver)
+        task = Task(bench, bench.small, objective, bench.k, solver=solver)
         errors, same = [], True
         for side in (0, 1):
             expected = task.float64(side)
             same &= task.repeats(side)
             errors.append(relative_errors(bench.xp.asnumpy(task.factors[side]), expected))
         row = compared(np.concatenate(errors), same)
-        row = {"objective": objective, "solver": type(solver).__name__, "k": MAIN_K, **row}
-        yield judged(row, TOLERANCE if solver is EXACT else CG_TOLERANCE)
+        name = {"objective": objective, "solver": type(solver).__name__, "k": bench.k}
+        yield judged({**name, **row})
 
 
 def kernels(bench: Bench) -> Iterator[Row]:
     """Time each launch of a half-sweep alone, and what comes before the launches."""
     for objective in ("implicit", "explicit"):
-        task = Task(bench, bench.matrix("ml20m"), objective, MAIN_K)
+        task = Task(bench, bench.matrix("ml20m"), objective, bench.k)
         for side, side_name in enumerate(("users", "items")):
             task.half(side)
-            name = {"objective": objective, "k": MAIN_K, "side": side_name}
+            name = {"objective": objective, "k": bench.k, "side": side_name}
             (frame_ms,), _ = median_ms(bench.xp, [partial(task.frame, side)])
             total = 0.0
             for launch in task.launches(side):
@@ -125,8 +121,9 @@ def kernels(bench: Bench) -> Iterator[Row]:
 
 def iterations(bench: Bench, *cases: Case, beside_peer: bool = False) -> Iterator[Row]:
     """Time whole iterations and check them, those of the peer first."""
-    for shape, objective, k in cases:
-        name, size = {"shape": shape, "objective": objective, "k": k}, bench.shape(shape)
+    for shape, objective, full_width in cases:
+        k, size = bench.width(full_width), bench.shape(shape)
+        name = {"shape": shape, "objective": objective, "k": k}
         if beside_peer:
             yield from _peer_ms(
                 bench,
@@ -147,8 +144,8 @@ def iterations(bench: Bench, *cases: Case, beside_peer: bool = False) -> Iterato
 def default_solver(bench: Bench) -> Iterator[Row]:
     """Time the three steps of conjugate gradients that ``AlternatingLeastSquares`` does unasked."""
     for shape in ("ml20m", "lastfm"):
-        name = {"shape": shape, "objective": "implicit", "k": MAIN_K}
-        task = Task(bench, bench.matrix(shape), "implicit", MAIN_K, solver=CG)
+        name = {"shape": shape, "objective": "implicit", "k": bench.k}
+        task = Task(bench, bench.matrix(shape), "implicit", bench.k, solver=CG)
         yield {**name, "path": CG_PATH, **task.time()}
         same = task.repeats(0) and task.repeats(1)
         yield {**name, "repeatable": same, "ok": same}
@@ -157,8 +154,8 @@ def default_solver(bench: Bench) -> Iterator[Row]:
 
 def general_path(bench: Bench) -> Iterator[Row]:
     """Time iterations by library calls alone."""
-    task = Task(bench, bench.matrix("ml20m"), "implicit", MAIN_K)
-    name = {"shape": "ml20m", "objective": "implicit", "k": MAIN_K, "path": "general"}
+    task = Task(bench, bench.matrix("ml20m"), "implicit", bench.k)
+    name = {"shape": "ml20m", "objective": "implicit", "k": bench.k, "path": "general"}
     yield {**name, **task.time(bench.general, repeats=2)}
 
 
@@ -169,11 +166,11 @@ def clocks(bench: Bench) -> Iterator[Row]:
     if not before:
         yield {"note": "the clocks are not known: nvidia-smi is not here, or says nothing"}
         return
-    task = Task(bench, bench.matrix("ml20m"), "implicit", MAIN_K)
+    task = Task(bench, bench.matrix("ml20m"), "implicit", bench.k)
     steps = [partial(task.half, side) for side in (0, 1)]
     median_ms(bench.xp, steps, repeats=1)
     with clocks_meanwhile(pci) as meanwhile:
-        median_ms(bench.xp, steps, repeats=100_000, enough=0.1 if bench.quick else 3.0)
+        median_ms(bench.xp, steps, repeats=100_000, enough=0.02 if bench.quick else 3.0)
     for when, samples in (("before", before), ("during", meanwhile), ("after", clocks_now(pci))):
         if samples:
             yield {"when": when, **median_clocks(samples)}
@@ -184,15 +181,15 @@ def ranking(bench: Bench) -> Iterator[Row]:
     for shape in ("ml20m", "lastfm"):
         size, rng = bench.shape(shape), np.random.default_rng(SAMPLED_ROWS)
         users, items = (
-            rng.standard_normal((rows, MAIN_K), dtype=np.float32)
+            rng.standard_normal((rows, bench.k), dtype=np.float32)
             for rows in (min(RANKED_USERS, size.users), size.items)
         )
-        floor_ms = 2e3 * MAIN_K * len(users) * len(items) / bench.ceilings.flops
-        model = AlternatingLeastSquares(MAIN_K, use_gpu=True)
+        floor_ms = 2e3 * bench.k * len(users) * len(items) / bench.ceilings.flops
+        model = AlternatingLeastSquares(bench.k, use_gpu=True)
         model.user_factors, model.item_factors = users, items
         numbers = np.arange(len(users))
         for filtered in (False, True):
-            name = {"shape": shape, "users": len(users), "k": MAIN_K, "filtered": filtered}
+            name = {"shape": shape, "users": len(users), "k": bench.k, "filtered": filtered}
             yield from _peer_ms(
                 bench,
                 {**name, "path": "implicit, ranking"},
@@ -231,7 +228,7 @@ def fits(bench: Bench) -> Iterator[Row]:
     longest = max(int(np.diff(rows.indptr).max()) for rows in bench.matrix("ml20m").sides)
     backend, pool = bench.backend(), bench.xp.get_default_memory_pool()
     planned = plan(
-        *matrix.shape, matrix.nnz, MAIN_K, model="implicit", exact=True, ones=0.0,
+        *matrix.shape, matrix.nnz, bench.k, model="implicit", exact=True, ones=0.0,
         longest=longest, device_memory=bench.free_bytes(),
     ).device  # fmt: skip
     assert planned is not None
@@ -241,7 +238,7 @@ def fits(bench: Bench) -> Iterator[Row]:
         ("streamed", planned.total - planned.data // 2),
     ):
         model = models[path] = AlternatingLeastSquares(
-            MAIN_K, REGULARIZATION, ALPHA, use_cg=False, use_gpu=True, iterations=3, random_state=7
+            bench.k, REGULARIZATION, ALPHA, use_cg=False, use_gpu=True, iterations=3, random_state=7
         )
         free, before = bench.free_bytes(), pool.used_bytes()
         with _room(backend, room):
@@ -254,7 +251,7 @@ def fits(bench: Bench) -> Iterator[Row]:
         yield {
             "shape": "ml20m",
             "objective": "implicit",
-            "k": MAIN_K,
+            "k": bench.k,
             "fit": path,
             "s_per_iteration": float(np.median(seconds)),
             "pool_GB": peak / 1e9,
@@ -285,8 +282,8 @@ def precision(bench: Bench) -> Iterator[Row]:
     """Time the other precisions, and report how far their results are from float64."""
     for objective in ("implicit", "explicit"):
         for how in ("tf32x3", "float16"):
-            name = {"shape": "ml20m", "objective": objective, "k": MAIN_K, "path": how}
-            task = Task(bench, bench.matrix("ml20m"), objective, MAIN_K, how)
+            name = {"shape": "ml20m", "objective": objective, "k": bench.k, "path": how}
+            task = Task(bench, bench.matrix("ml20m"), objective, bench.k, how)
             yield {**name, **task.time()}
             checked = {**name, **task.check()}
             yield checked if how == "float16" else judged(checked)  # float16 factors are rounded
@@ -295,7 +292,7 @@ def precision(bench: Bench) -> Iterator[Row]:
 def epochs(bench: Bench) -> Iterator[Row]:
     """Time an epoch of iALS at ever larger widths."""
     shape, per_flop = bench.shape("msd"), 0.0
-    for k in QUICK_EPOCH_KS if bench.quick else EPOCH_KS:
+    for k in map(bench.width, EPOCH_KS[:2] if bench.quick else EPOCH_KS):
         name = {"shape": "msd", "objective": "ials", "k": k}
         refused = bench.refusal(shape.device_bytes(k))
         if refused:

@@ -25,7 +25,7 @@ from gpu_als.row_problem import SparseRows
 from gpu_als.solvers import Cholesky, ConjugateGradient
 from gpu_als.solving import solve_side
 
-QUICK_DIVISOR = 20
+QUICK_DIVISOR, QUICK_WIDTHS = 20, 16
 SMALL = Shape(3_000, 1_200, 180_000, 30)
 
 MAIN_K = 128
@@ -47,7 +47,7 @@ class Bench:
     Parameters
     ----------
     quick : bool
-        Make everything small.
+        Make everything small, for a smoke test.
     peer : Peer, optional
         What to compare with.
     folder : Path, optional
@@ -88,6 +88,15 @@ class Bench:
     def backend(self, precision: str = "float32") -> Any:
         """Return our backend, that of fits."""
         return get_backend("cupy", precision=precision)
+
+    @property
+    def k(self) -> int:
+        """The number of factors that matters most."""
+        return self.width(MAIN_K)
+
+    def width(self, k: int) -> int:
+        """Return a number of factors, a small one for a quick run."""
+        return k // QUICK_WIDTHS if self.quick else k
 
     def shape(self, name: str) -> Shape:
         """Return one of the shapes, a small one for a quick run."""
@@ -302,7 +311,6 @@ def exact_rows(xp: Any, objective: str, sparse: SparseRows, fixed: Any, rows: np
     return solved
 
 
-def judged(row: Row, tolerance: float = TOLERANCE) -> Row:
+def judged(row: Row) -> Row:
     """Add whether a check has passed."""
-    ok = row["repeatable"] and row["max_error"] <= tolerance
-    return {**row, "tolerance": tolerance, "ok": ok}
+    return {**row, "ok": row["repeatable"] and row["max_error"] <= TOLERANCE}

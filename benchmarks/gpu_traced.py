@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import sys
 
-from gpu_task import CG, EXACT, MAIN_K, Bench, Task
+from gpu_task import CG, EXACT, Bench, Task
 
 LARGEST = 5
 
 
 def largest(bench: Bench) -> None:
     """Run the largest launches alone, once to warm up and once for the profiler."""
-    task = Task(bench, bench.matrix("ml20m"), "implicit", MAIN_K)
+    task = Task(bench, bench.matrix("ml20m"), "implicit", bench.k)
     task.half(0)
     launches = sorted(
         (launch for side in (0, 1) for launch in task.launches(side)),
@@ -38,7 +38,7 @@ def largest(bench: Bench) -> None:
 def small(bench: Bench) -> None:
     """Run every launch of a small matrix."""
     for objective, solver in (("implicit", EXACT), ("implicit", CG), ("explicit", EXACT)):
-        task = Task(bench, bench.small, objective, MAIN_K, solver=solver)
+        task = Task(bench, bench.small, objective, bench.k, solver=solver)
         for side in (0, 1):
             task.half(side)
     bench.xp.cuda.runtime.deviceSynchronize()
