@@ -8,6 +8,7 @@ but does not look for them where pip puts them, so they are loaded first.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import time
@@ -40,7 +41,7 @@ class Peer:
     """
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._process: Any = None
         try:
             self.usable, self.words = self.ask(60, look)
         except PeerError as error:
@@ -53,29 +54,48 @@ class Peer:
         ------
         PeerError
         """
-        if self._pool is None:
-            self._pool = multiprocessing.get_context("spawn").Pool(1)
+        if self._process is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, end = context.Pipe()
+            self._process = context.Process(target=_serve, args=(end,), daemon=True)
+            self._process.start()
+            end.close()
+        error = f"no answer within {seconds:.0f} s"
         try:
-            return self._pool.apply_async(function, arguments).get(max(seconds, 1.0))
-        except multiprocessing.TimeoutError:
-            self.close()
-            raise PeerError(f"no answer within {seconds:.0f} s") from None
-        except Exception as error:
-            self.close()  # after an error a CUDA context may be of no use
-            raise PeerError(f"{type(error).__name__}: {error}") from error
-        except BaseException:  # the section's time is up
-            self.close()
-            raise
+            self._pipe.send((function, arguments))
+            if self._pipe.poll(seconds):
+                answer, error = self._pipe.recv()
+                if error is None:
+                    return answer
+        except (EOFError, OSError):
+            error = "its process has ended"
+        finally:
+            if error is not None:  # also where the section's time is up
+                self.close()  # after an error a CUDA context may be of no use
+        raise PeerError(error)
 
     def close(self) -> None:
-        """End the process."""
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
-            self._pool = None
+        """End the process, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(5)
+            self._pipe.close()
+            self._process = None
 
 
 # What runs in that process.
+
+
+def _serve(pipe: Any) -> None:
+    """Answer every question with ``(result, None)`` or ``(None, error)``, until nobody asks."""
+    with contextlib.suppress(EOFError):
+        while True:
+            function, arguments = pipe.recv()
+            try:
+                answer = function(*arguments), None
+            except Exception as error:
+                answer = None, f"{type(error).__name__}: {error}"
+            pipe.send(answer)
 
 
 def look() -> tuple[bool, str]:

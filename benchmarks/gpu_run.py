@@ -18,8 +18,8 @@ _SLACK = 1.25  # how far a single measurement may outrun its section's limit,
 _GRACE = 5.0  # and how many seconds the end of the whole run
 
 
-class TimeIsUp(Exception):
-    """A section has used its time."""
+class TimeIsUp(BaseException):
+    """A section has used its time; no ``except Exception`` on the way holds it up."""
 
 
 class Table:
@@ -34,7 +34,7 @@ class Table:
         if cells and not self._columns and "note" not in row:
             self._columns = tuple(cells)
             print("  ".join(f"{name:>{_width(name)}}" for name in cells))
-        if tuple(cells) == self._columns:
+        if "note" not in row and tuple(cells) == self._columns:
             print("  ".join(f"{text_of(value):>{_width(name)}}" for name, value in cells.items()))
         else:
             words = [f"{name}={text_of(value)}" for name, value in cells.items()]

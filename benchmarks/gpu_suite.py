@@ -84,8 +84,8 @@ SECTIONS: dict[str, Section] = {
     "compile": (gpu_sections.compile_kernels, 35),
     "agreement": (gpu_sections.agreement, 25),
     "kernels": (gpu_sections.kernels, 60),
-    "ml20m": (_iterations(("ml20m", "implicit", MAIN_K), beside_peer=True), 25),
-    "lastfm": (_iterations(("lastfm", "implicit", MAIN_K), beside_peer=True), 25),
+    "ml20m": (_iterations(("ml20m", "implicit", MAIN_K), beside_peer=True), 35),
+    "lastfm": (_iterations(("lastfm", "implicit", MAIN_K), beside_peer=True), 35),
     "default": (gpu_sections.default_solver, 15),
     "clocks": (gpu_sections.clocks, 8),
     "k64": (

@@ -26,13 +26,12 @@ def largest(bench: Bench) -> None:
     )[-LARGEST:]
     for launch in launches:
         launch.run()
-    runtime = bench.xp.cuda.runtime
-    runtime.deviceSynchronize()
-    runtime.profilerStart()
+    bench.xp.cuda.runtime.deviceSynchronize()
+    bench.xp.cuda.runtime.profilerStart()
     for launch in launches:
         launch.run()
-    runtime.deviceSynchronize()
-    runtime.profilerStop()
+    bench.xp.cuda.runtime.deviceSynchronize()
+    bench.xp.cuda.runtime.profilerStop()
 
 
 def small(bench: Bench) -> None:
