@@ -132,6 +132,14 @@ def test_nan_is_an_error():
     assert found.tolist() == [np.inf, 0.1]
 
 
+def test_a_single_bad_row_among_many_fails():
+    errors = np.full(99, 1e-7)
+    assert gpu_task.judged(gpu_task.compared(errors, True))["ok"]
+    assert not gpu_task.judged(gpu_task.compared(errors, False))["ok"]
+    errors[17] = 2.1e-5
+    assert not gpu_task.judged(gpu_task.compared(errors, True))["ok"]
+
+
 @pytest.mark.parametrize("filtered", [False, True])
 def test_rankings_are_held_against_the_best_there_are(filtered):
     rng = np.random.default_rng(17)

@@ -274,11 +274,14 @@ def test_fits_are_streamed_and_held_against_the_plan(bench, monkeypatch):
             yield problem
 
     monkeypatch.setattr(backend, "load_ahead", counted)
-    resident, streamed, same = gpu_sections.fits(bench)
+    rows = gpu_sections.fits(bench)
+    resident = next(rows)
+    assert parts == []
+    streamed, same = rows
+    assert len(parts) >= 3 * (2 + 2)  # iterations, parts of both sides
     assert resident["ok"]
     assert streamed["ok"]
     assert same["repeatable"]
-    assert len(parts) >= 3 * (2 + 2)  # iterations, parts of both sides
     assert streamed["planned_GB"] < resident["planned_GB"]
     pool.held = 1 + int(1e9 * streamed["planned_GB"])
     resident, streamed, _ = gpu_sections.fits(bench)
