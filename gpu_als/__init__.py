@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from gpu_als import datasets, errors, evaluation, metrics, solvers
-from gpu_als.checkpoint import Checkpoint
+from gpu_als import datasets, errors, evaluation, metrics
+from gpu_als.core import solvers
 from gpu_als.data import Interactions, read_interactions
 from gpu_als.errors import GpuAlsError, ModelFitError, ParameterWarning
-from gpu_als.estimators import (
+from gpu_als.models import (
     AlternatingLeastSquares,
     ExplicitALS,
     als_step,
@@ -14,8 +14,9 @@ from gpu_als.estimators import (
     factorize,
     loss_and_gradient,
 )
-from gpu_als.report import FitReport
-from gpu_als.training import StopTraining
+from gpu_als.train.checkpoint import Checkpoint
+from gpu_als.train.loop import StopTraining
+from gpu_als.train.report import FitReport
 
 __version__ = "0.1.0"
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from gpu_als import metrics
-from gpu_als.data.matrix import as_csr
+from gpu_als.data.csr import as_csr
 from gpu_als.data.splits import leave_k_out_split, train_test_split
 from gpu_als.errors import InputError
 from gpu_als.progress import ProgressBar
@@ -90,7 +90,7 @@ def ranking_metrics_at_k(
         Any fitted model with ``recommend(userids, user_items, N=K) -> (ids, scores)``.
     train_user_items : matrix, shape (n_users, n_items)
         The interactions the model was trained on, which it filters from its lists. In any form that
-        :func:`~gpu_als.data.matrix.as_csr` takes; more rows than in the test matrix may follow.
+        :func:`~gpu_als.data.csr.as_csr` takes; more rows than in the test matrix may follow.
     test_user_items : matrix, shape (n_users, n_items)
         The withheld interactions, in any of those forms.
     K : int

@@ -16,9 +16,6 @@ import numpy as np
 import pytest
 from helpers import nonnegative_minimiser, ragged_rows
 
-from gpu_als.backends.conjugate_gradient import DenseSystem, conjugate_gradient
-from gpu_als.backends.cupy.compile import source_of
-from gpu_als.backends.cupy.fused import DescribedSweep, Fused
 from gpu_als.backends.cupy.launch import (
     HALF_SWEEP,
     SEGMENT,
@@ -27,9 +24,12 @@ from gpu_als.backends.cupy.launch import (
     plan_half_sweep,
     stride_of,
 )
-from gpu_als.backends.stats import RESIDUAL_LIMIT
-from gpu_als.data.packing import pack_rows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+from gpu_als.backends.cupy.nvrtc import source_of
+from gpu_als.backends.cupy.row_kernels import DescribedSweep, Fused
+from gpu_als.core.cg import DenseSystem, conjugate_gradient
+from gpu_als.core.packing import pack_rows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+from gpu_als.core.stats import RESIDUAL_LIMIT
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not cuda_on_cpu.have_compiler(), reason="kernels are compiled by g++, which is not here"

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gpu_als.backends.cupy.compile import OPTIONS, Macros, define, source_of
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits, Launch, plan_half_sweep
-from gpu_als.data.packing import Packing, pack_rows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+from gpu_als.backends.cupy.nvrtc import OPTIONS, Macros, define, source_of
+from gpu_als.core.packing import Packing, pack_rows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
 # Compute capability -> KB of shared memory for a block that asks, and for a multiprocessor; from
 # the tables of the CUDA C++ Programming Guide. A block costs 1 KB besides, so the first is smaller.

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import random_ratings
+from reference import solve_row
 
 from gpu_als import als_step
-from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.errors import InputError
 
 K = 3

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import nonnegative_minimiser
+from reference import row_system, solve_row
 
 from gpu_als import StopTraining, factorize, loss_and_gradient
-from gpu_als.backends.numpy.reference import row_system, solve_row
 from gpu_als.errors import InputError
 
 RNG = np.random.default_rng(111)

@@ -8,9 +8,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als import fingerprints
-from gpu_als.fingerprints import add_marks, fingerprint, mark_of_entries
-from gpu_als.row_problem import SparseRows
+from gpu_als.core.problem import SparseRows
+from gpu_als.train import fingerprints
+from gpu_als.train.fingerprints import add_marks, fingerprint, mark_of_entries
 
 
 def random_matrix(rng, n_users=23, n_items=17):

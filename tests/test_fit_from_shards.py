@@ -17,11 +17,11 @@ from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 from test_streaming import IMPLICIT, cut_always, interactions
 
 import gpu_als
-from gpu_als import shard_rows
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import CheckpointError, InputError, ReadError
-from gpu_als.shard_rows import ShardRows
-from gpu_als.training import StopTraining
+from gpu_als.train import row_blocks as shard_rows
+from gpu_als.train.loop import StopTraining
+from gpu_als.train.row_blocks import ShardRows
 
 ITERATIONS = 3
 EXPLICIT = {

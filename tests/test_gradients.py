@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from helpers import CASES, make_case, random_ratings
+from reference import objective_value
 
 from gpu_als import ExplicitALS, factorize, loss_and_gradient
-from gpu_als.backends.numpy.reference import objective_value
-from gpu_als.solvers import Cholesky, NonNegative
+from gpu_als.core.solvers import Cholesky, NonNegative
 
 
 def numerical_gradient(objective, point):

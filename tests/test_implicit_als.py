@@ -7,17 +7,17 @@ import pytest
 import scipy.sparse as sp
 from contract.common import MIXED, PLAYS, documented_loss, observed_cells
 from helpers import random_ratings
+from reference import objective_value
 
 from gpu_als import AlternatingLeastSquares, Interactions, StopTraining
-from gpu_als.backends.numpy.reference import objective_value
+from gpu_als.core.objectives import Implicit
+from gpu_als.core.problem import SparseRows
 from gpu_als.errors import (
     IdRangeError,
     InputError,
     ModelFileError,
 )
-from gpu_als.estimators.implicit_loss import sum_of_magnitudes
-from gpu_als.objectives import Implicit
-from gpu_als.row_problem import SparseRows
+from gpu_als.models.implicit import _sum_of_magnitudes
 
 
 def fit(user_items=PLAYS, callback=None, **params):
@@ -73,7 +73,7 @@ def test_confidences_in_float32_are_added_up_in_float64():
     matrix = sp.csr_matrix(values.reshape(30, 100).astype(np.float32))
     constant = Implicit(0.1, 2.0).constant(SparseRows.from_csr(matrix))
     assert constant == 2 * values[values > 0].sum()
-    assert sum_of_magnitudes(matrix.data) == np.abs(values).sum()
+    assert _sum_of_magnitudes(matrix.data) == np.abs(values).sum()
 
 
 # --- fitting -------------------------------------------------------------------------------------

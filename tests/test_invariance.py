@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, factorize
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.data.packing import pack_rows, row_elements
-from gpu_als.objectives import IALS, Explicit, Implicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
-from gpu_als.solving import solve_side
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import IALS, Explicit, Implicit
+from gpu_als.core.packing import pack_rows, row_elements
+from gpu_als.core.problem import SparseRows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
 OBJECTIVES = {
     "explicit": Explicit(0.7, count_scaled=False, mean=0.5),
@@ -56,9 +56,8 @@ def solve(problem, *, batch_elements=1 << 20, num_threads=1, dtype=np.float64):
     weights = None if rows.weights is None else rows.weights.astype(dtype)
     rows = SparseRows(rows.indptr, rows.indices, rows.values.astype(dtype), weights, rows.n_fixed)
     solved = start.astype(dtype)
-    packed = objective.row_problem(rows, fixed.shape[1], batch_elements, "users")
     with backend.session():
-        stats = solve_side(backend, packed, fixed.astype(dtype), solved, solver)
+        stats = solve_side(backend, objective, rows, "users", fixed.astype(dtype), solved, solver)
     return solved, stats
 
 

@@ -3,9 +3,9 @@
 import nvrtc
 import pytest
 
-from gpu_als.backends.cupy.compile import OPTIONS, define, source_of
 from gpu_als.backends.cupy.launch import HALF_SWEEP
-from gpu_als.backends.cupy.linear import COLUMNS
+from gpu_als.backends.cupy.nvrtc import OPTIONS, define, source_of
+from gpu_als.backends.cupy.rhs_only import COLUMNS
 
 pytestmark = pytest.mark.skipif(
     nvrtc.newest() is None, reason="needs the package nvidia-cuda-nvrtc"

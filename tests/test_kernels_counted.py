@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from kernel_cases import EVERYTHING, NEEDS_COMPILER, Case, cases, check, compile_all, draw, run
 
-from gpu_als.solvers import ConjugateGradient, NonNegative
+from gpu_als.core.solvers import ConjugateGradient, NonNegative
 
 pytestmark = NEEDS_COMPILER
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nvrtc import DEVICES, SOLVERS, rows_of_every_length, specialisations
 
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits, Launch, Plan, plan_half_sweep
-from gpu_als.data.packing import Packing, pack_rows
-from gpu_als.solvers import Cholesky, ConjugateGradient, NonNegative
+from gpu_als.core.packing import Packing, pack_rows
+from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
 BY_HYPOTHESIS = settings(max_examples=150)
 EVERY_DEVICE = pytest.mark.parametrize("device", DEVICES, ids=lambda device: f"sm_{device}")

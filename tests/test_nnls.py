@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers import nonnegative_minimiser
 
-from gpu_als.backends.nnls import solve_nonnegative
 from gpu_als.backends.numpy.backend import NumpyBackend
+from gpu_als.core.nnls import solve_nonnegative
 
 OPS = NumpyBackend(1)
 

@@ -14,12 +14,13 @@ import pytest
 from device_memory import DeviceMemory
 
 import gpu_als
-from gpu_als import backends, engine
-from gpu_als.backends import row_dots
-from gpu_als.memory import fit_shape
-from gpu_als.objectives import Explicit, Implicit
-from gpu_als.planning import plan
-from gpu_als.row_problem import SparseRows
+from gpu_als import backends
+from gpu_als.core import linalg as row_dots
+from gpu_als.core import memory as fit_shape
+from gpu_als.core.objectives import Explicit, row_problem
+from gpu_als.core.problem import SparseRows
+from gpu_als.train import engine
+from gpu_als.train.planning import plan
 
 needs_linux = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are measured as Linux has them"
@@ -32,7 +33,7 @@ SHAPES = {
 }
 FITS = {  # the data; what takes most; the model; its options
     "factors": ("factors", "factors", "implicit", {"factors": 96}),
-    "drawing and handing out": ("factors", "factors", "explicit", {"factors": 48}),
+    "drawing and handing out": ("factors", "factors", "explicit", {"factors": 64}),
     "data": ("data", "data", "explicit", {"factors": 7}),
     "data set apart": ("data", "data", "implicit", {"factors": 8}),
     "workspace": (
@@ -104,7 +105,8 @@ def stand_in(monkeypatch):
     if not cuda_on_cpu.have_compiler():
         pytest.skip("no g++ to compile kernels for the CPU")
     with fake_cupy.installed():
-        from gpu_als.backends.cupy import backend, multiply
+        from gpu_als.backends.cupy import arrays as multiply
+        from gpu_als.backends.cupy import backend
 
         made = backend.CupyBackend()
         monkeypatch.setattr(backends, "_cupy_backend", lambda precision="float32": made)
@@ -114,6 +116,7 @@ def stand_in(monkeypatch):
         monkeypatch.setattr(multiply, "CONVERTED_ROWS", BLOCK)
         # Its blocks are there when batches' are not, which are larger; but here batches take none.
         monkeypatch.setattr(row_dots, "_ELEMENTS", BLOCK)
+        monkeypatch.setattr("gpu_als.core.problem._BLOCK", BLOCK)
         yield made
 
 
@@ -128,7 +131,7 @@ def fit_on_device(monkeypatch, backend, name, available):
         return plans[-1]
 
     monkeypatch.setattr(engine, "plan_device", noted)
-    monkeypatch.setattr(type(backend), "room", lambda self: (available, 0))
+    monkeypatch.setattr(type(backend), "available_memory", lambda self: (available, 0))
     memory = DeviceMemory(monkeypatch, backend.xp)
     options = {"iterations": 2, "random_state": 7} | options
     if kind == "explicit":
@@ -150,7 +153,7 @@ def test_the_device_memory_of_a_fit_whose_data_stay(stand_in, monkeypatch, name)
 
 @pytest.mark.parametrize("name", ["factors", "biases", "data", "ratings"])
 def test_a_streamed_fit_keeps_to_what_is_free(stand_in, monkeypatch, name):
-    monkeypatch.setattr("gpu_als.memory.device_plan._SMALLEST_PART", 1 << 10)
+    monkeypatch.setattr("gpu_als.core.memory._SMALLEST_PART", 1 << 10)
     with monkeypatch.context() as first:
         resident, _ = fit_on_device(first, stand_in, name, 1 << 30)
     available = round(0.8 * resident.total)
@@ -163,16 +166,7 @@ def test_columns_take_four_bytes_on_a_device(stand_in):
     """SciPy gives them eight where there are 2^31 entries, and kernels then take no rows."""
     wide = np.array([0, 2, 1], np.int64)
     rows = SparseRows(np.array([0, 2, 3]), wide, np.ones(3, np.float32), None, n_fixed=3)
-    problem = Explicit(0.1).row_problem(rows, 4, stand_in.batch_elements, "users")
-    loaded = stand_in.load(problem).rows
+    problem = row_problem(Explicit(0.1), rows, 4, stand_in.batch_elements, "users")
+    loaded = stand_in.load(problem)
     assert loaded.indices.dtype == np.int32
     np.testing.assert_array_equal(loaded.indices, wide)
-
-
-def test_the_host_keeps_no_entries_of_what_is_on_a_device(stand_in):
-    rows = SparseRows.from_csr(fit_memory.made_up(40, 30, 300, seed=8))
-    problem = Implicit(0.1).row_problem(rows, 4, stand_in.batch_elements, "users")
-    host = stand_in.load(problem).host
-    assert len(host.rows.indices) == len(host.rows.values) == 0
-    assert host.linear is None
-    np.testing.assert_array_equal(host.rows.indptr, problem.rows.indptr)

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
 
 import gpu_als
-from gpu_als import engine
 from gpu_als.backends import BackendChoice
-from gpu_als.backends.ahead import one_ahead
+from gpu_als.core.memory import FitShape, plan_device
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.ops import prefetch
+from gpu_als.core.problem import SparseRows
 from gpu_als.errors import BackendError
-from gpu_als.memory.device_plan import plan_device
-from gpu_als.memory.fit_shape import FitShape
-from gpu_als.objectives import Explicit
-from gpu_als.row_problem import SparseRows
-from gpu_als.side import WholeRows
-from gpu_als.training_data import InMemory
+from gpu_als.train import engine
+from gpu_als.train.row_blocks import WholeRows
+from gpu_als.train.training_data import InMemory
 
 
 def interactions(n_users=70, n_items=40, seed=903):
@@ -74,7 +73,7 @@ def test_streamed_factors_are_those_of_the_resident_path_on_a_gpu(
     resident = implicit(True, **options)
     cut_always(monkeypatch, 3000)
     streamed = implicit(True, **options)
-    by_kernels = device.fused is not None and options.get("alpha", 1) != 0.5
+    by_kernels = device.kernels.usable and options.get("alpha", 1) != 0.5
     for name in ("user_factors", "item_factors"):
         one, other = (np.asarray(getattr(model, name)) for model in (streamed, resident))
         np.testing.assert_allclose(one, other, rtol=0, atol=0 if by_kernels else 2e-4)
@@ -130,8 +129,8 @@ def test_a_dense_matrix_is_streamed(monkeypatch):
 def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     """Data of a hundred times the workspace would not fit; its parts do."""
     resident = implicit(True, use_cg=False)
-    free, workspace = device.room()
-    monkeypatch.setattr("gpu_als.memory.device_plan._SMALLEST_PART", 1 << 10)
+    free, workspace = device.available_memory()
+    monkeypatch.setattr("gpu_als.core.memory._SMALLEST_PART", 1 << 10)
     shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
     needed = plan_device(shape, free, workspace).total
     backend, times = type(device), []
@@ -141,7 +140,7 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
         times.append(1)
         return load_ahead(self, makers)
 
-    monkeypatch.setattr(backend, "room", lambda self: (needed - 2000, workspace))
+    monkeypatch.setattr(backend, "available_memory", lambda self: (needed - 2000, workspace))
     monkeypatch.setattr(backend, "load_ahead", counted)
     streamed = implicit(True, use_cg=False)
     assert len(times) == 6
@@ -202,7 +201,7 @@ def test_data_make_room_for_every_copy_of_the_factors():
     model = engine.Model(*(np.zeros((n, 64), np.float32) for n in (700, 400)))
 
     def stay(available, copies):
-        device = SimpleNamespace(room=lambda: (available, 1 << 20), stores_half=False)
+        device = SimpleNamespace(available_memory=lambda: (available, 1 << 20), stores_half=False)
         try:
             return engine.fit_to_device(device, local.sides, model, copies)[1]
         except BackendError:
@@ -223,7 +222,7 @@ def test_one_is_made_while_another_is_used():
     def maker(number):
         return lambda: made.append(number) or number
 
-    ahead = one_ahead(maker(number) for number in range(5))
+    ahead = prefetch(maker(number) for number in range(5))
     assert next(ahead) == 0
     seen = [0, *ahead]
     assert seen == made == [0, 1, 2, 3, 4]
@@ -233,7 +232,7 @@ def test_what_goes_wrong_ahead_is_raised():
     def fail():
         raise OSError("the disk is gone")
 
-    ahead = one_ahead([lambda: 1, fail, lambda: 3])
+    ahead = prefetch([lambda: 1, fail, lambda: 3])
     assert next(ahead) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)

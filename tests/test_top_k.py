@@ -9,9 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.ranking import tiles
-from gpu_als.ranking.filters import Filters
-from gpu_als.ranking.top_k import lowest_score, top_k
+from gpu_als.ranking import scan as tiles
+from gpu_als.ranking.top_k import Filters, lowest_score, top_k
 
 BACKEND = NumpyBackend(2)
 

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_als.backends.cupy import top_k as module
-from gpu_als.backends.cupy.compile import source_of
 from gpu_als.backends.cupy.launch import DeviceLimits
+from gpu_als.backends.cupy.nvrtc import source_of
 from gpu_als.backends.cupy.top_k import (
     MOST_BEST,
     TopKPlan,

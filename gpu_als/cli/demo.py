@@ -9,7 +9,7 @@ from typing import Any
 from gpu_als.cli.options import add_json_option, new_command
 from gpu_als.cli.output import print_json, print_table, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
-from gpu_als.report import FitReport
+from gpu_als.train.report import FitReport
 
 __all__ = ["add_command", "run"]
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from gpu_als.backends import get_backend
     from gpu_als.data import train_test_split
     from gpu_als.data.synthetic import planted_ratings
-    from gpu_als.estimators import ExplicitALS
+    from gpu_als.models import ExplicitALS
 
     get_backend(args.backend)  # says at once if there is no such device
     say(

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from gpu_als.cli import scoring
     from gpu_als.cli.models import describe
-    from gpu_als.estimators import ExplicitALS
+    from gpu_als.models import ExplicitALS
 
     if args.k < 1:
         raise InputError(f"-k must be at least 1, not {args.k}")
@@ -118,8 +118,8 @@ def run(args: argparse.Namespace) -> int:
 def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     """Return model, test rows, columns and ratings, training matrix, number of dropped ratings."""
     from gpu_als.cli import scoring
-    from gpu_als.cli.had import items_had
     from gpu_als.cli.models import load_model
+    from gpu_als.cli.seen import items_had
     from gpu_als.data.readers import read_triples
 
     if len(args.files) != 2:

@@ -7,7 +7,6 @@ import os
 import time
 from typing import Any
 
-from gpu_als.checkpoint import Checkpoint
 from gpu_als.cli.cluster import on_cluster
 from gpu_als.cli.folders import check_not_inside, refuse_folder, refuse_reading_options
 from gpu_als.cli.interrupt import GracefulInterrupt
@@ -22,7 +21,8 @@ from gpu_als.cli.options import (
 from gpu_als.cli.output import check_folder, print_json, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
 from gpu_als.errors import InputError
-from gpu_als.report import FitReport
+from gpu_als.train.checkpoint import Checkpoint
+from gpu_als.train.report import FitReport
 
 __all__ = ["add_command", "run"]
 
@@ -173,7 +173,7 @@ def _former(args: argparse.Namespace) -> Any:
     kind, dtype = "explicit", "float32"
     if args.warm_start is not None:
         from gpu_als.cli.models import load_model
-        from gpu_als.estimators import ExplicitALS
+        from gpu_als.models import ExplicitALS
 
         former = load_model(args, args.warm_start)
         kind = "explicit" if isinstance(former, ExplicitALS) else "implicit"
@@ -280,8 +280,8 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
 
 
 def _rank(model: Any, ratings: Any, validation: tuple[Any, Any, Any]) -> dict[str, float]:
-    from gpu_als.cli.had import ItemsInFolder
     from gpu_als.cli.scoring import pairs_matrix, ranking_metrics
+    from gpu_als.cli.seen import ItemsInFolder
     from gpu_als.data import Interactions
 
     in_memory = isinstance(ratings, Interactions)

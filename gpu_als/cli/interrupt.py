@@ -8,7 +8,7 @@ import signal
 import threading
 from typing import Any, Self
 
-from gpu_als.training import StopTraining
+from gpu_als.train.loop import StopTraining
 
 __all__ = ["GracefulInterrupt"]
 

@@ -7,14 +7,14 @@ import os
 import zipfile
 from typing import Any
 
-from gpu_als import solvers
 from gpu_als.backends import get_backend
 from gpu_als.cli.options import EXPLICIT_OPTIONS, IMPLICIT_OPTIONS, reading_arguments
+from gpu_als.core import solvers
 from gpu_als.data import Interactions, read_interactions
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
-from gpu_als.estimators import AlternatingLeastSquares, ExplicitALS
-from gpu_als.training_data import TrainingData
+from gpu_als.models import AlternatingLeastSquares, ExplicitALS
+from gpu_als.train.training_data import TrainingData
 
 __all__ = ["AnyModel", "build_model", "describe", "load_model", "read_ratings", "train"]
 

@@ -76,7 +76,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from gpu_als.planning import plan
+    from gpu_als.train.planning import plan
 
     found = plan(
         args.users,

@@ -7,7 +7,7 @@ from typing import Any
 
 from gpu_als.cli.output import check_folder
 from gpu_als.errors import InputError
-from gpu_als.report import FitReport
+from gpu_als.train.report import FitReport
 
 __all__ = ["check_plot", "plot_learning_curve"]
 

@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import numpy as np
 
-    from gpu_als.cli.had import items_had
     from gpu_als.cli.models import load_model
     from gpu_als.cli.scoring import best_lists
+    from gpu_als.cli.seen import items_had
 
     check_folder(args.output, "-o")
     if args.ratings is not None and os.path.isdir(args.ratings):

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from gpu_als import metrics
 from gpu_als.cli.models import AnyModel
 from gpu_als.errors import InputError
-from gpu_als.estimators import ExplicitALS
+from gpu_als.models import ExplicitALS
 
 __all__ = ["Had", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics", "rows_of"]
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpu_als.data.matrix import check_index_array, to_host
+from gpu_als.data.csr import check_index_array, to_host
 from gpu_als.errors import InputError
 
 __all__ = ["IdMap", "factorize", "lookup", "to_id_array"]

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.data.csr import as_csr, to_host
 from gpu_als.data.ids import IdMap, factorize, to_id_array
-from gpu_als.data.matrix import as_csr, to_host
 from gpu_als.errors import InputError
 
 __all__ = ["Interactions", "check_duplicates", "encode", "keep_last"]
@@ -23,7 +23,7 @@ class Interactions:
     Parameters
     ----------
     user_items : csr_matrix, shape (users, items)
-        float32 or float64. Anything :func:`~gpu_als.data.matrix.as_csr` takes is converted.
+        float32 or float64. Anything :func:`~gpu_als.data.csr.as_csr` takes is converted.
     user_ids : ndarray of int64 or str, shape (users,), or None
         ``user_ids[row]`` is the id of the row. None: the row numbers are the ids.
     item_ids : ndarray of int64 or str, shape (items,), or None
@@ -161,7 +161,7 @@ class Interactions:
         Parameters
         ----------
         matrix : sparse or dense matrix, shape (users, items)
-            As :func:`~gpu_als.data.matrix.as_csr` takes it.
+            As :func:`~gpu_als.data.csr.as_csr` takes it.
         user_ids, item_ids : array-like of int or str, or None
             In the order of the rows and columns, each id once. None: the numbers are the ids.
         dtype : numpy.float32 or numpy.float64

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.data.matrix import as_csr
+from gpu_als.data.csr import as_csr
 from gpu_als.errors import InputError
 
 __all__ = ["check_random_state", "leave_k_out_split", "train_test_split"]
@@ -23,7 +23,7 @@ def train_test_split(
     Parameters
     ----------
     ratings : matrix, shape (users, items)
-        As :func:`~gpu_als.data.matrix.as_csr` takes it.
+        As :func:`~gpu_als.data.csr.as_csr` takes it.
     train_percentage : float
         Probability, from 0 to 1, that a rating goes to the training matrix.
     random_state : None, int, numpy.random.RandomState or numpy.random.Generator
@@ -57,7 +57,7 @@ def leave_k_out_split(
     Parameters
     ----------
     ratings : matrix, shape (users, items)
-        As :func:`~gpu_als.data.matrix.as_csr` takes it.
+        As :func:`~gpu_als.data.csr.as_csr` takes it.
     K : int
         Number of ratings held out for each such user; at least 1.
     train_only_size : float

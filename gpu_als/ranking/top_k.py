@@ -2,25 +2,26 @@
 
 On a GPU kernels do it where they can. Everywhere else users come in blocks, one for each thread
 at a time, and :mod:`gpu_als.ranking.scan` takes each over all items. A user alone is simpler:
-:mod:`gpu_als.ranking.one_user`.
+:mod:`gpu_als.ranking.scan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends.ops import Backend
-from gpu_als.ranking.filters import Filters
-from gpu_als.ranking.one_user import scan_one
-from gpu_als.ranking.scan import scan
-from gpu_als.ranking.tiles import block_height
-from gpu_als.row_problem import Array
+from gpu_als.core.backend import Backend
+from gpu_als.core.linalg import row_dots
+from gpu_als.core.problem import Array
+from gpu_als.data.csr import check_index_array
+from gpu_als.errors import InputError
+from gpu_als.ranking.scan import block_height, scan, scan_one
 
-__all__ = ["lowest_score", "top_k"]
+__all__ = ["Filters", "check_pairs", "lowest_score", "pair_scores", "top_k"]
 
 
 def lowest_score(dtype: Any) -> float:
@@ -101,3 +102,96 @@ def top_k(
 def _map(backend: Backend, function: Callable[[int], None], tasks: range) -> Iterable[None]:
     """Take a single task without the detour over another thread."""
     return map(function, tasks) if len(tasks) == 1 else backend.map(function, tasks)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Filtered items.
+
+    Attributes
+    ----------
+    liked : csr_matrix, shape (n_users, n_items), or None
+        The items filtered for each user: stored entries, in any order.
+    everywhere : int64 array or None
+        Items filtered for every user; rising, each once.
+    """
+
+    liked: sp.csr_matrix | None
+    everywhere: np.ndarray | None
+
+    def places(self, start: int, stop: int) -> np.ndarray | None:
+        """Return rising numbers ``item * (stop - start) + user - start`` of what users like."""
+        if self.liked is None:
+            return None
+        ends = self.liked.indptr[start : stop + 1]
+        places = self.liked.indices[ends[0] : ends[-1]].astype(np.int64)
+        places *= stop - start
+        places += np.repeat(np.arange(stop - start), np.diff(ends))
+        places.sort()
+        return places
+
+    def followers(self, user: int, best: np.ndarray, n_items: int, count: int) -> np.ndarray:
+        """Return the ``count`` items that follow the best: others by id, then filtered by id.
+
+        Parameters
+        ----------
+        user : int
+        best : int array
+            Not filtered.
+        n_items : int
+        count : int
+            At most ``n_items - len(best)``.
+        """
+        filtered = [np.empty(0, np.int64) if self.everywhere is None else self.everywhere]
+        if self.liked is not None:
+            begin, end = self.liked.indptr[user : user + 2]
+            filtered.append(self.liked.indices[begin:end])
+        # So many items hold count others, wherever the rest lie.
+        n_seen = min(n_items, count + len(best) + sum(map(len, filtered)))
+        is_filtered, is_best = np.zeros((2, n_seen), bool)
+        for some in filtered:
+            is_filtered[some[some < n_seen]] = True
+        is_best[best[best < n_seen]] = True
+        others = np.flatnonzero(~(is_filtered | is_best))[:count]
+        return np.append(others, np.flatnonzero(is_filtered)[: count - len(others)])
+
+
+_PAIRS_AT_ONCE = 1 << 16
+
+
+def check_pairs(
+    users: Any, items: Any, n_users: int, n_items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and column numbers of pairs, of one length, after checking them.
+
+    Parameters
+    ----------
+    users, items : int or array of int, shape (n,)
+        A single number goes with every one on the other side.
+    """
+    rows = check_index_array(users, n_users, name="users")
+    columns = check_index_array(items, n_items, name="items")
+    if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
+        raise InputError(
+            f"users has {len(rows)} numbers and items {len(columns)}; pass as many of both"
+        )
+    rows, columns = np.broadcast_arrays(rows, columns)
+    return rows, columns
+
+
+def pair_scores(xp: Any, users: Array, items: Array, rows: Array, columns: Array) -> Array:
+    """Return ``users[rows] . items[columns]``, pair by pair, in bounded memory; shape (n,).
+
+    Parameters
+    ----------
+    xp : module
+        NumPy or CuPy, whichever the arrays are of.
+    users : array, shape (n_users, k)
+    items : array, shape (n_items, k)
+    rows, columns : int array, shape (n,)
+    """
+    scores = xp.empty(len(rows), users.dtype)
+    for start in range(0, len(rows), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        scores[part] = row_dots(xp, users[rows[part]], items[columns[part]])
+    return scores

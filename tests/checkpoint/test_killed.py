@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from checkpoint.common import CASES, assert_same, course, explicit, fit, fitted_arrays
-from gpu_als import checkpoint
-from gpu_als.checkpoint import Saved
 from gpu_als.data import atomic
 from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.train import checkpoint
+from gpu_als.train.checkpoint import Saved
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "replace"])

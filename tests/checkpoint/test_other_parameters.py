@@ -17,7 +17,7 @@ from checkpoint.common import (
     rewritten,
     state,
 )
-from gpu_als import solvers
+from gpu_als.core import solvers
 from gpu_als.data.model_file import read_arrays
 from gpu_als.errors import CheckpointError
 

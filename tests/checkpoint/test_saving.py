@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from checkpoint.common import CASES, ITERATIONS, assert_same, explicit, fit, implicit, state, states
-from gpu_als import Checkpoint, checkpoint
-from gpu_als.checkpoint import Saved
+from gpu_als import Checkpoint
 from gpu_als.data.model_file import read_arrays
 from gpu_als.errors import InputError
+from gpu_als.train import checkpoint
+from gpu_als.train.checkpoint import Saved
 
 # When the state is saved
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpu_als.cli import main
-from gpu_als.planning import plan
+from gpu_als.train.planning import plan
 
 SHAPE = ["--users", "1M", "--items", "200K", "--nnz", "0.5G", "--factors", "128"]
 

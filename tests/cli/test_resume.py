@@ -157,7 +157,7 @@ def test_json_stays_one_object(command, capsys):
 
 
 def test_seconds_are_those_between_two_states(command, tmp_path, capsys, monkeypatch):
-    from gpu_als import checkpoint
+    from gpu_als.train import checkpoint
 
     saved = []
     write = checkpoint.write_arrays

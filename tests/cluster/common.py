@@ -15,9 +15,8 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from test_streaming import interactions
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS
-from gpu_als.dask import DaskInteractions
+from gpu_als.dask import DaskInteractions, tasks
 from gpu_als.data.shards import array_files
-from gpu_als.distributed import tasks
 
 DATA = interactions()
 HELD_OUT = interactions(seed=31)

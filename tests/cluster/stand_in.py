@@ -9,7 +9,7 @@ import fake_nccl
 
 from cluster.common import wait_until
 from gpu_als import backends
-from gpu_als.distributed import nccl, tasks
+from gpu_als.dask import nccl, tasks
 
 PATIENCE_SECONDS = nccl._PATIENCE_SECONDS
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_als.distributed.balance import cut_by_work, homes, work_of_rows
+from gpu_als.dask.placement import cut_by_work, homes, work_of_rows
 
 BY_HYPOTHESIS = settings(max_examples=200)
 works = st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=60).map(np.array)

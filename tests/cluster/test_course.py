@@ -25,11 +25,10 @@ from cluster.common import (
     wait_until,
 )
 from gpu_als import StopTraining
-from gpu_als.checkpoint import Saved
-from gpu_als.dask import DaskInteractions
+from gpu_als.dask import DaskInteractions, cluster, engine
 from gpu_als.data.shards import ShardedMatrix
-from gpu_als.distributed import cluster, engine
 from gpu_als.errors import BackendError, CheckpointError
+from gpu_als.train.checkpoint import Saved
 
 two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
 

@@ -41,11 +41,10 @@ from cluster.common import (
     see_no_folder,
     wait_until,
 )
-from gpu_als.checkpoint import Saved
-from gpu_als.dask import DaskInteractions
+from gpu_als.dask import DaskInteractions, cluster, engine
 from gpu_als.data.shards import ShardedMatrix
-from gpu_als.distributed import cluster, engine
 from gpu_als.errors import ClusterError, ReadError
+from gpu_als.train.checkpoint import Saved
 
 two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
 ITERATIONS = 4

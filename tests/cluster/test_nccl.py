@@ -43,9 +43,8 @@ from cluster.common import (
     wait_until,
 )
 from gpu_als import StopTraining
-from gpu_als.dask import DaskInteractions
-from gpu_als.distributed import cluster, engine, nccl, side
-from gpu_als.distributed.cluster import ExchangeError
+from gpu_als.dask import DaskInteractions, cluster, engine, nccl, side
+from gpu_als.dask.cluster import ExchangeError
 from gpu_als.errors import ClusterWarning
 
 MAKE = {

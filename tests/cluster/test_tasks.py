@@ -10,13 +10,13 @@ from dask.sizeof import sizeof
 
 from cluster.common import DATA
 from gpu_als.backends import BackendChoice
-from gpu_als.backends.stats import HalfSweepStats
+from gpu_als.core.objectives import Implicit
+from gpu_als.core.solvers import Cholesky
+from gpu_als.core.stats import HalfSweepStats
+from gpu_als.dask import tasks
+from gpu_als.dask.tasks import HowToSolve, Piece, make_part, solve, sum_grams
 from gpu_als.data.shards import ShardedMatrix
-from gpu_als.distributed import tasks
-from gpu_als.distributed.tasks import HowToSolve, Piece, make_part, solve, sum_grams
-from gpu_als.objectives import Implicit
-from gpu_als.solvers import Cholesky
-from gpu_als.training_data import InMemory, OnDisk
+from gpu_als.train.training_data import InMemory, OnDisk
 
 CHOICE = BackendChoice("numpy", 1)
 

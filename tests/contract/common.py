@@ -8,10 +8,10 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import settings
 from hypothesis import strategies as st
+from reference import objective_value, solve_row
 from test_cupy_backend import needs_gpu
 
 from gpu_als import AlternatingLeastSquares
-from gpu_als.backends.numpy.reference import objective_value, solve_row
 from gpu_als.data.synthetic import powerlaw_interactions
 
 FACTORS = 8

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse as sp
+from reference import row_system
 
 from contract.common import FACTORS, FEEDBACK, MIXED, PLAYS, exact_rows, on_host, trained
 from gpu_als import AlternatingLeastSquares
-from gpu_als.backends.numpy.reference import row_system
 
 USER, ITEM = 3, 5
 

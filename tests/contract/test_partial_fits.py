@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
+from reference import solve_row
 
 from contract.common import (
     FACTORS,
@@ -27,7 +28,6 @@ from contract.common import (
     trained,
 )
 from gpu_als import Interactions
-from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.data.synthetic import powerlaw_interactions
 from gpu_als.errors import InputError
 

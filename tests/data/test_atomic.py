@@ -246,7 +246,7 @@ import errno, resource, signal, sys
 from pathlib import Path
 import numpy as np
 from gpu_als.data.model_file import write_arrays
-from gpu_als.ranking.recommendation_file import recommendation_file
+from gpu_als.ranking.to_file import recommendation_file
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails instead
 

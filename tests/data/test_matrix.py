@@ -7,8 +7,8 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_als.data.csr import as_csr, check_index_array, check_magnitude, to_host
 from gpu_als.data.interactions import Interactions
-from gpu_als.data.matrix import as_csr, check_index_array, check_magnitude, to_host
 from gpu_als.errors import IdRangeError, InputError
 
 DENSE = np.array([[0.0, 2.5, 0.0, -1.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 4.0, 0.5]])

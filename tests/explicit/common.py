@@ -2,9 +2,10 @@
 
 import numpy as np
 from helpers import random_ratings
+from reference import objective_value
 
-from gpu_als import ExplicitALS, solvers
-from gpu_als.backends.numpy.reference import objective_value
+from gpu_als import ExplicitALS
+from gpu_als.core import solvers
 
 RATINGS = random_ratings(30, 20, 0.4, 71)
 EXACT = {"dtype": np.float64, "random_state": 7, "iterations": 4}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import nonnegative_minimiser
+from reference import row_system, solve_row
 
 from explicit.common import RATINGS, VARIANTS, fit, loss_of
-from gpu_als.backends.numpy.reference import row_system, solve_row
 
 every_variant = pytest.mark.parametrize("params", VARIANTS.values(), ids=VARIANTS.keys())
 

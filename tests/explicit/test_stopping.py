@@ -5,8 +5,9 @@ import pytest
 import scipy.sparse as sp
 
 from explicit.common import fit
-from gpu_als import Interactions, StopTraining, engine
+from gpu_als import Interactions, StopTraining
 from gpu_als.errors import InputError
+from gpu_als.train import engine
 
 
 def held_out():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from reference import solve_row
 
 from explicit.common import RATINGS, fit, loss_of
-from gpu_als.backends.numpy.reference import solve_row
 from gpu_als.errors import InputError
 
 

@@ -7,21 +7,19 @@ without which a system that is not positive definite cannot be told from a good 
 
 from __future__ import annotations
 
-from typing import Any
-
 import cupy
 from cupy.cuda import device
 from cupy_backends.cuda.libs import cublas, cusolver
 
-__all__ = ["cholesky_solve"]
+from gpu_als.core.problem import Array
 
-Array = Any
+__all__ = ["cholesky_solve"]
 
 _LARGEST_BATCHED = 512
 
 
 def cholesky_solve(lhs: Array, rhs: Array) -> tuple[Array, Array]:
-    """See :meth:`gpu_als.backends.ops.Ops.cholesky_solve`."""
+    """See :meth:`gpu_als.core.ops.Ops.cholesky_solve`."""
     lhs, solution = cupy.ascontiguousarray(lhs), rhs.astype(lhs.dtype, order="C", copy=True)
     before = cupy.einsum("bii->bi", lhs).copy()
     solve = _solve_one_by_one if solution.shape[1] > _LARGEST_BATCHED else _solve_batched

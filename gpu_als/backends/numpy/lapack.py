@@ -23,7 +23,7 @@ _BATCHED_UP_TO = 16
 
 
 def cholesky_solve(lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """See :meth:`gpu_als.backends.ops.Ops.cholesky_solve`."""
+    """See :meth:`gpu_als.core.ops.Ops.cholesky_solve`."""
     m = rhs.shape[1]
     if m == 1:
         pivots = lhs[:, 0]

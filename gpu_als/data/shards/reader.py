@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import scipy.sparse as sp
 
+from gpu_als.data.csr import check_index_array
 from gpu_als.data.ids import IdMap
 from gpu_als.data.interactions import Interactions, encode
-from gpu_als.data.matrix import check_index_array
 from gpu_als.data.shards.array_files import map_array, open_file
 from gpu_als.data.shards.id_files import read_ids
 from gpu_als.data.shards.in_memory import write_matrix
@@ -117,7 +117,7 @@ class ShardedMatrix:
         Parameters
         ----------
         matrix : Interactions, or sparse or dense matrix, shape (users, items)
-            As :func:`~gpu_als.data.matrix.as_csr` takes it.
+            As :func:`~gpu_als.data.csr.as_csr` takes it.
         folder : path
             A new one, or an empty one.
         user_ids, item_ids : array-like of int or str, or None
@@ -163,7 +163,7 @@ class ShardedMatrix:
         Returns
         -------
         csr_matrix of float32, shape (n, items)
-            In memory, as :func:`~gpu_als.data.matrix.as_csr` returns it.
+            In memory, as :func:`~gpu_als.data.csr.as_csr` returns it.
 
         Raises
         ------

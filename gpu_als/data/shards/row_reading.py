@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.data.matrix import check_csr
+from gpu_als.data.csr import check_csr
 from gpu_als.data.shards.records import index_dtype
 from gpu_als.data.shards.shard import Shard
 from gpu_als.errors import InputError, ReadError
@@ -34,7 +34,7 @@ def read_rows(shards: Sequence[Shard], numbers: np.ndarray, folder: Path) -> sp.
     Returns
     -------
     csr_matrix of float32, shape (n, columns)
-        As :func:`~gpu_als.data.matrix.as_csr` returns it.
+        As :func:`~gpu_als.data.csr.as_csr` returns it.
 
     Raises
     ------

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.data.matrix import check_csr
+from gpu_als.data.csr import check_csr
 from gpu_als.data.shards.array_files import map_array
 from gpu_als.data.shards.records import INDPTR_DTYPE, ShardRecord, index_dtype
 from gpu_als.data.shards.values import VALUE_DTYPES, decode
@@ -62,7 +62,7 @@ class Shard:
         -------
         start, stop : int
         matrix : csr_matrix of float32, shape (stop - start, n_columns)
-            As :func:`~gpu_als.data.matrix.as_csr` returns it.
+            As :func:`~gpu_als.data.csr.as_csr` returns it.
 
         Raises
         ------

@@ -1,0 +1,1 @@
+"""The mathematics: one row problem, its objectives and its solvers, on any array module."""

@@ -1,1 +1,0 @@
-"""The same half-sweeps on the workers of a Dask cluster."""

@@ -1,0 +1,290 @@
+"""What a fit will need and how it will run, asked without data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from gpu_als.backends import get_backend
+from gpu_als.backends.numpy.backend import NumpyBackend
+from gpu_als.core.memory import (
+    DevicePlan,
+    FitShape,
+    batch_bytes,
+    device_batch_elements,
+    lay_out,
+    most_factors,
+)
+from gpu_als.errors import InputError
+from gpu_als.train.host_memory import HostPlan, Threads, plan_host
+
+__all__ = ["FitPlan", "Machine", "plan"]
+
+
+def plan(
+    users: int,
+    items: int,
+    nnz: int,
+    factors: int,
+    *,
+    model: str = "explicit",
+    dtype: Any = np.float32,
+    bias: bool | None = None,
+    exact: bool | None = None,
+    ones: float | None = None,
+    longest: int = 0,
+    copies: int = 1,
+    threads: int = 0,
+    device_memory: int | None = None,
+    host_memory: int | None = None,
+) -> FitPlan:
+    """Predict the memory of a fit and how it will run, without data and without a device.
+
+    Parameters
+    ----------
+    users, items, nnz : int
+        The shape of the matrix, and its number of entries.
+    factors : int
+    model : {"explicit", "implicit"}
+        :class:`~gpu_als.ExplicitALS` or :class:`~gpu_als.AlternatingLeastSquares`.
+    dtype : numpy.float32 or numpy.float64
+        Of the factors, and of the matrix that is passed to ``fit``.
+    bias : bool, optional
+        As in :class:`~gpu_als.ExplicitALS`: True unless the model is implicit.
+    exact : bool, optional
+        Exact solves instead of conjugate gradients; by default as the model has it.
+    ones : float, optional
+        The share of entries whose confidence is 1, from 0 to 1, as of plays that were counted once
+        with ``alpha=1``: they are set apart, which copies the data. 1 for implicit models, unless
+        given, which is the most it can take; 0 for explicit ones and for iALS.
+    longest : int
+        Entries of the longest row of either side; 0 where that is not known.
+    copies : int
+        How often the factors are there: once more with a validation set, and with a callback.
+    threads : int
+        Of the CPU; 0 for all processors of this machine.
+    device_memory : int, optional
+        Bytes that are free on the GPU; without them the plan is for the CPU.
+    host_memory : int, optional
+        Bytes of host memory that the fit may take; None for no limit.
+
+    Returns
+    -------
+    FitPlan
+
+    Raises
+    ------
+    InputError
+        An argument is out of range.
+    """
+    implicit = model == "implicit"
+    if model not in ("explicit", "implicit"):
+        raise InputError(f"model must be 'explicit' or 'implicit', not {model!r}")
+    numbers = {"users": users, "items": items, "nnz": nnz, "factors": factors, "copies": copies}
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name} must be 1 or more, not {number}")
+    if nnz > users * items:
+        raise InputError(f"nnz is {nnz:,}, more than users times items, {users * items:,}")
+    for name, memory in (("device_memory", device_memory), ("host_memory", host_memory)):
+        if memory is not None and memory < 1:
+            raise InputError(f"{name} must be a number of bytes above 0, not {memory}")
+    if not 0 <= longest <= max(users, items):
+        raise InputError(f"longest must be from 0 to {max(users, items):,}, not {longest}")
+    if ones is None:
+        ones = 1.0 if implicit else 0.0
+    if not 0 <= ones <= (1 if implicit else 0):
+        raise InputError(f"ones must be from 0 to 1, and 0 for explicit models, not {ones}")
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise InputError(f"dtype must be numpy.float32 or numpy.float64, not {dtype!r}")
+    has_bias = not implicit if bias is None else bias
+    shape = FitShape(
+        users,
+        items,
+        nnz,
+        factors,
+        np.dtype(dtype).itemsize,
+        longest,
+        copies,
+        has_bias,
+        base=implicit,
+        weighted=implicit,
+        ones=float(ones),
+        exact=not implicit if exact is None else exact,
+    )
+    cpu = get_backend("numpy", num_threads=threads)
+    assert isinstance(cpu, NumpyBackend)
+    machine = Machine(
+        Threads(cpu.num_threads, cpu.batch_elements, cpu.block_elements),
+        device_memory,
+        host_memory,
+    )
+    return FitPlan.of(shape, machine)
+
+
+_MOST_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a fit has to run on.
+
+    Attributes
+    ----------
+    threads : Threads
+        What solves rows where there is no device.
+    device_memory : int or None
+        Bytes free on the GPU; None without one.
+    host_memory : int or None
+        Bytes of the host; None where they are enough.
+    """
+
+    threads: Threads
+    device_memory: int | None
+    host_memory: int | None
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """How a fit will run, and the memory that takes; made by :func:`gpu_als.train.planning.plan`.
+
+    Attributes
+    ----------
+    shape : FitShape
+    machine : Machine
+    host : HostPlan
+        Without Python itself and what it has imported.
+    device : DevicePlan or None
+        None where the fit runs on the CPU.
+    """
+
+    shape: FitShape
+    machine: Machine
+    host: HostPlan
+    device: DevicePlan | None
+
+    @classmethod
+    def of(cls, shape: FitShape, machine: Machine) -> FitPlan:
+        """Take the quickest way that fits: data in memory before shards, resident before parts."""
+        device: DevicePlan | None = None
+        threads: Threads | None = machine.threads
+        part = None
+        if machine.device_memory is not None:
+            workspace = batch_bytes(device_batch_elements(machine.device_memory))
+            device = lay_out(shape, machine.device_memory, workspace)
+            threads, part = None, device.part_bytes
+        in_memory, from_shards = (
+            plan_host(shape, threads, from_shards=shards, part_bytes=part)
+            for shards in (False, True)
+        )
+        host = in_memory
+        if machine.host_memory is not None and in_memory.total > machine.host_memory:
+            host = min(in_memory, from_shards, key=lambda each: each.total)
+        return cls(shape, machine, host, device)
+
+    @property
+    def host_fits(self) -> bool:
+        """Whether the host has enough memory."""
+        return self.machine.host_memory is None or self.host.total <= self.machine.host_memory
+
+    @property
+    def device_fits(self) -> bool:
+        """Whether the device has enough memory; True without one."""
+        given = self.machine.device_memory
+        return self.device is None or given is None or self.device.total <= given
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fit can run."""
+        return self.host_fits and self.device_fits
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """What else would fit, where this does not."""
+        if self.fits:
+            return ()
+        found = []
+        if fewer := most_factors(self._fits_with, self.shape.factors):
+            found.append(f"at most {fewer:,} factors")
+        workers = next((n for n in range(2, _MOST_WORKERS + 1) if self._fits_on(n)), None)
+        if workers:
+            found.append(f"{workers:,} workers with as much memory each (gpu_als.dask)")
+        without = FitPlan.of(self.shape, replace(self.machine, device_memory=None))
+        if self.device and without.fits:
+            found.append("the processors instead of the GPU (backend='numpy', use_gpu=False)")
+        if not self.device_fits and self.device:
+            found.append(f"a GPU with {self.device.total:,} bytes free")
+        if not self.host_fits:
+            found.append(f"{self.host.total:,} bytes of host memory")
+        return tuple(found)
+
+    @property
+    def summary(self) -> str:
+        """What will happen, or what is missing and what would fit, in words."""
+        if not self.fits:
+            missing = []
+            if not self.device_fits and self.device:
+                missing.append(
+                    f"{self.device.total:,} bytes of GPU memory, of which "
+                    f"{self.machine.device_memory:,} are there"
+                )
+            if not self.host_fits:
+                missing.append(
+                    f"{self.host.total:,} bytes of host memory, of which "
+                    f"{self.machine.host_memory:,} are there"
+                )
+            return (
+                f"this fit needs {' and '.join(missing)}; what would fit: "
+                f"{'; or '.join(self.options)}"
+            )
+        if self.device is None:
+            number = self.machine.threads.number
+            where = f"on the CPU, with {number} thread" + "s" * (number > 1)
+        elif self.device.part_bytes is None:
+            where = "on the GPU, where all data stay"
+        else:
+            where = (
+                "on the GPU, through which the data pass in every half-sweep, in parts of "
+                f"{self.device.part_bytes:,} bytes"
+            )
+        source = "the data are in host memory"
+        if self.host.from_shards:
+            source = "the data do not fit in host memory: pass them as shards (gpu-als convert)"
+        return f"The fit runs {where}; {source}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all numbers, for JSON."""
+        parts: dict[str, Any] = {}
+        for name, each in (("host", self.host), ("device", self.device)):
+            parts[name] = None if each is None else asdict(each) | {"total": each.total}
+        return {
+            "shape": asdict(self.shape),
+            "threads": self.machine.threads.number,
+            "host_memory": self.machine.host_memory,
+            "device_memory": self.machine.device_memory,
+            **parts,
+            "fits": self.fits,
+            "options": list(self.options),
+            "summary": self.summary,
+        }
+
+    def _fits_with(self, factors: int) -> bool:
+        return FitPlan.of(replace(self.shape, factors=factors), self.machine).fits
+
+    def _fits_on(self, n_workers: int) -> bool:
+        """Tell whether so many machines would do, each with its share of the rows of both sides.
+
+        A worker has the pieces of the whole fixed side, puts them together and takes them into
+        their coordinates; of its own rows it keeps what they were and what they become.
+        """
+        entries = -(-self.shape.entries // n_workers)
+        share = FitPlan.of(replace(self.shape, entries=entries), self.machine)
+        value = self.shape.width * self.shape.value_bytes
+        fixed = max(self.shape.users, self.shape.items) * value
+        own = -(-(self.shape.users + self.shape.items) * value // n_workers)
+        host = share.host.data + share.host.workspace + 3 * fixed + 2 * own
+        given = self.machine.host_memory
+        return share.device_fits and (given is None or host <= given)
