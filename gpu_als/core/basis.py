@@ -36,6 +36,14 @@ _STEEP = 1e3
 float64."""
 
 
+class SideRidge:
+    @classmethod
+    def of(cls, ridge):  # type: ignore
+        made = cls()
+        made.smallest, made.uniform = float(np.min(ridge, initial=np.inf)), isinstance(ridge, float)  # type: ignore
+        return made
+
+
 @dataclass(frozen=True)
 class Frame:
     """Coordinates of one half-sweep.

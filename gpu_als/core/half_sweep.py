@@ -409,3 +409,24 @@ def _penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
     with np.errstate(over="ignore"):
         squares = row_dots(xp, factors, factors).astype(xp.float64)
         return float((problem.ridge * squares).sum())
+
+
+def hold_fixed(backend, objective, side, fixed, ridge, *, rotate=True, bias=False, gram=None):  # type: ignore
+    offset = None
+    if bias:
+        offset = fixed[:, -1].copy()
+        fixed = fixed.copy()
+        fixed[:, -1] = 1
+    one = ridge.smallest if ridge.uniform else backend.xp.full(1, ridge.smallest)
+    stand_in = RowProblem(None, None, None, objective.base_weight, one, None, True)  # type: ignore
+    return offset, make_frame(backend, stand_in, fixed, rotate=rotate, known_gram=gram)
+
+
+def solve_rows(backend, problem, held, solved, solver):  # type: ignore
+    offset, frame = held
+    if offset is not None:
+        problem = problem.with_offset(offset)
+    frame = replace(frame, ridge=problem.ridge)
+    stats = half_sweep(backend, problem, frame, solved, solver)
+    stats.penalty += _penalty(backend.xp, problem, solved)
+    return stats

@@ -53,6 +53,12 @@ def _by_side(value: float | tuple[float, float], side: str) -> float:
     return float(value[0 if side == "users" else 1] if isinstance(value, tuple) else value)
 
 
+def row_problem(objective, rows, n_factors, batch_elements, side):  # type: ignore
+    problem = objective.row_problem(rows, n_factors, batch_elements, side)
+    problem.check_scale(rows.values.dtype)
+    return problem
+
+
 @dataclass(frozen=True)
 class Explicit:
     """Ratings, observed entries only.
@@ -81,6 +87,13 @@ class Explicit:
     regularization: float | tuple[float, float]
     count_scaled: bool = True
     mean: float = 0.0
+
+    weighted = False
+
+    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
+        """Shim."""
+        ridge: Any = _by_side(self.regularization, side)
+        return ridge * np.maximum(counts, 1) if self.count_scaled else ridge
 
     @property
     def base_weight(self) -> float:
@@ -133,6 +146,12 @@ class Implicit:
 
     regularization: float
     alpha: float = 1.0
+
+    weighted = True
+
+    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
+        """Shim."""
+        return float(self.regularization)
 
     @property
     def base_weight(self) -> float:
@@ -220,6 +239,16 @@ class IALS:
     unobserved_weight: float = 1.0
     exponent: float = 0.0
 
+    weighted = True
+
+    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
+        """Shim."""
+        if not self.exponent:
+            return float(self.regularization)
+        cells = counts + self.unobserved_weight * n_fixed
+        with np.errstate(over="ignore"):
+            return self.regularization * np.where(cells > 0, cells, 1) ** self.exponent
+
     @property
     def base_weight(self) -> float:
         """See :class:`Objective`."""
@@ -269,6 +298,12 @@ class Dense:
 
     regularization: float | tuple[float, float]
 
+    weighted = False
+
+    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
+        """Shim."""
+        return _by_side(self.regularization, side)
+
     @property
     def base_weight(self) -> float:
         """See :class:`Objective`."""
@@ -284,7 +319,8 @@ class Dense:
         self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
     ) -> RowProblem:
         """See :class:`Objective`; ``rows`` is X for the users' side and X^T for the items'."""
-        assert isinstance(rows, np.ndarray)
+        dense = rows if isinstance(rows, np.ndarray) else rows.dense
+        rows = dense
         n_rows, n_fixed = rows.shape
         none = SparseRows(
             np.zeros(n_rows + 1, np.int64),

@@ -57,11 +57,37 @@ class SparseRows:
     values: Array
     weights: Array | None
     n_fixed: int
+    dense: Array | None = None
 
     @property
     def n_rows(self) -> int:
         """Number of rows to solve."""
         return len(self.indptr) - 1
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of entries of each row, int64, shape (n_rows,)."""
+        return np.diff(self.indptr)
+
+    @classmethod
+    def from_dense(cls, matrix: np.ndarray) -> SparseRows:
+        """Share a matrix whose cells are all observed, shape (n_rows, n_fixed)."""
+        n_rows, n_fixed = matrix.shape
+        no_entries = np.zeros(n_rows + 1, np.int64), np.zeros(0, np.int32), matrix[:0, 0]
+        return cls(*no_entries, None, n_fixed, matrix)
+
+    def between(self, first: int, last: int) -> SparseRows:
+        """Return rows ``first`` to ``last``; no entry is copied."""
+        ends = self.indptr[first : last + 1]
+        place = slice(int(ends[0]), int(ends[-1]))
+        return SparseRows(
+            ends - ends[0],
+            self.indices[place],
+            self.values[place],
+            None if self.weights is None else self.weights[place],
+            self.n_fixed,
+            None if self.dense is None else self.dense[first:last],
+        )
 
     @classmethod
     def from_csr(cls, matrix: sp.csr_matrix, weights: Array | None = None) -> SparseRows:

@@ -59,6 +59,8 @@ class NonNegative:
     free_columns: int = 0
 
 
+Cholesky.rotates = ConjugateGradient.rotates = True  # type: ignore
+NonNegative.rotates = False  # type: ignore
 Solver = Cholesky | ConjugateGradient | NonNegative
 
 _NAMES: dict[str, Solver] = {"auto": Cholesky(), "cholesky": Cholesky(), "cg": ConjugateGradient()}
