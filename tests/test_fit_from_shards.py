@@ -198,7 +198,7 @@ def test_blocks_beyond_what_the_host_keeps_are_read_in_every_half_sweep(reading,
 def test_the_host_keeps_as_many_problems_as_its_bytes_allow(reading, monkeypatch, streamed):
     expected = fit("implicit ones", reading.source)
     in_all = len(reading.read)
-    monkeypatch.setattr(engine, "HOST_BYTES", 4000)
+    monkeypatch.setattr(engine, "HOST_BYTES", 500)
     if streamed:
         cut_always(monkeypatch, 1500)
     reading.read.clear()
