@@ -9,11 +9,11 @@ from gpu_als.errors import GpuAlsError, ModelFitError, ParameterWarning
 from gpu_als.models import (
     AlternatingLeastSquares,
     ExplicitALS,
+    als_step,
     calculate_loss,
     factorize,
     loss_and_gradient,
 )
-from gpu_als.models import dense as als_step
 from gpu_als.train.checkpoint import Checkpoint
 from gpu_als.train.loop import StopTraining
 from gpu_als.train.report import FitReport

@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "ModelFileError",
     "ModelFitError",
+    "NoGpuError",
     "NotFiniteError",
     "NotFittedError",
     "ParameterWarning",
@@ -55,6 +56,10 @@ class NotFittedError(GpuAlsError, ValueError, AttributeError):
 
 class BackendError(GpuAlsError, RuntimeError):
     """The requested device cannot be used. The message says what to install."""
+
+
+class NoGpuError(BackendError):
+    """There is no CuPy, or no GPU: nothing is broken."""
 
 
 class ClusterError(GpuAlsError, RuntimeError):

@@ -43,7 +43,23 @@ class OutOfMemoryError(MemoryError):
 
 
 class CUDARuntimeError(RuntimeError):
-    """What CuPy raises without a usable GPU."""
+    """What CuPy raises without a usable GPU, with CUDA's number for it."""
+
+    def __init__(self, message: str, status: int = 100) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class CUDADriverError(RuntimeError):
+    """What CuPy raises where a module cannot be loaded or a kernel not be launched."""
+
+
+class CUBLASError(RuntimeError):
+    """What CuPy raises where cuBLAS fails."""
+
+
+class CUSOLVERError(RuntimeError):
+    """What CuPy raises where cuSOLVER fails."""
 
 
 def _on_device(function):
@@ -165,8 +181,8 @@ class Device(contextlib.nullcontext):
 
 def _modules() -> dict[str, types.ModuleType]:
     names = (
-        "cupy", "cupy.cuda", "cupy.cuda.device", "cupy_backends", "cupy_backends.cuda",
-        "cupy_backends.cuda.libs",
+        "cupy", "cupy.cuda", "cupy.cuda.device", "cupy.cuda.runtime", "cupy_backends",
+        "cupy_backends.cuda", "cupy_backends.cuda.libs",
     )  # fmt: skip
     modules = {name: types.ModuleType(name) for name in names}
     cupy = modules["cupy"]
@@ -193,8 +209,11 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.cuda.alloc_pinned_memory = bytearray
     cupy.get_default_pinned_memory_pool = lambda: types.SimpleNamespace(free_all_blocks=int)
-    cupy.cuda.runtime = types.SimpleNamespace(
+    cupy.cuda.driver = types.SimpleNamespace(CUDADriverError=CUDADriverError)
+    cupy.cuda.runtime = modules["cupy.cuda.runtime"]
+    vars(cupy.cuda.runtime).update(
         CUDARuntimeError=CUDARuntimeError,
+        deviceSynchronize=lambda: None,
         getDevice=lambda: 0,
         getDeviceProperties=lambda device: {
             "name": b"stand-in",
@@ -211,8 +230,10 @@ def _modules() -> dict[str, types.ModuleType]:
         memGetInfo=lambda: (1 << 30, 1 << 30),
     )
     libs = modules["cupy_backends.cuda.libs"]
-    libs.cublas = types.SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0)
-    libs.cusolver = types.SimpleNamespace(**_cusolver(np.float32), **_cusolver(np.float64))
+    libs.cublas = types.SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0, CUBLASError=CUBLASError)
+    libs.cusolver = types.SimpleNamespace(
+        CUSOLVERError=CUSOLVERError, **_cusolver(np.float32), **_cusolver(np.float64)
+    )
     return modules
 
 

@@ -5,7 +5,7 @@ package's own only in the comparison. ``reference_systems`` gives each row's ``l
 in float64, ``reference_objective`` the value of the whole objective.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from reference import objective_value, row_system
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core import objectives
 from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import row_problem
 from gpu_als.core.problem import SparseRows
 
 ALPHA = 2.0
@@ -32,7 +33,7 @@ class Case:
     ----------
     objective : Objective
     side : str
-    rows : SparseRows, or array of shape (n_rows, n_fixed) for a dense matrix
+    rows : SparseRows
     fixed, start : array
         The fixed side, and the solved side before the half-sweep, both float64.
     systems : list of (lhs, rhs)
@@ -88,24 +89,34 @@ class Case:
         fixed = self.fixed if fixed is None else fixed
         return self.cells(solved, fixed)
 
-    def problem(self, dtype, batch_elements):
+    def entries(self, dtype):
+        """Return the rows in a dtype."""
         rows = self.rows
-        if isinstance(rows, SparseRows):
-            weights = None if rows.weights is None else rows.weights.astype(dtype)
-            values = rows.values.astype(dtype)
-            rows = SparseRows(rows.indptr, rows.indices, values, weights, rows.n_fixed)
-        else:
-            rows = rows.astype(dtype)
-        return self.objective.row_problem(rows, self.n_factors, batch_elements, self.side)
+        if rows.dense is not None:
+            return SparseRows.from_dense(rows.dense.astype(dtype))
+        weights = None if rows.weights is None else rows.weights.astype(dtype)
+        return replace(rows, values=rows.values.astype(dtype), weights=weights)
+
+    def problem(self, dtype, batch_elements):
+        """Return the row problem in a dtype."""
+        return row_problem(
+            self.objective, self.entries(dtype), self.n_factors, batch_elements, self.side
+        )
 
     def sweep(self, solver, dtype=np.float64, *, batch_elements=1 << 20, num_threads=1, ops=None):
         """Run a half-sweep; return the solved factors and the statistics."""
         backend = ops or NumpyBackend(num_threads, batch_elements)
-        solved = self.start.astype(dtype)
-        problem = self.problem(dtype, backend.batch_elements)
+        solved = backend.from_host(self.start.astype(dtype))
         with backend.session():
             stats = solve_side(
-                backend, problem, self.fixed.astype(dtype), solved, solver, bias=self.bias
+                backend,
+                self.objective,
+                self.entries(dtype),
+                self.side,
+                backend.from_host(self.fixed.astype(dtype)),
+                solved,
+                solver,
+                bias=self.bias,
             )
         return solved, stats
 
@@ -367,7 +378,15 @@ def _dense(name, rng, fixed, start):
 
     objective = objectives.Dense(lambdas if "per side" in name else mine)
     return Case(
-        objective, side, matrix, fixed, start, systems, rhs_sizes, (ridge, fixed_ridge), cells
+        objective,
+        side,
+        SparseRows.from_dense(matrix),
+        fixed,
+        start,
+        systems,
+        rhs_sizes,
+        (ridge, fixed_ridge),
+        cells,
     )
 
 

@@ -13,8 +13,8 @@ from helpers import CASES, make_case, ragged_rows, residuals, row_errors
 from reference import solve_row
 
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.core.basis import make_frame
-from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.basis import SideRidge
+from gpu_als.core.half_sweep import hold_fixed, solve_side
 from gpu_als.core.objectives import Explicit
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
@@ -191,9 +191,8 @@ def test_rows_solved_again_are_as_good_as_float64(per_factor):
     indptr, indices = ragged_rows(counts, 540, 33)
     values = rng.uniform(1, 5, len(indices)).astype(np.float32)
     rows = SparseRows(indptr, indices, values, None, 540)
-    problem = Explicit(1e-6, False).row_problem(rows, k, per_factor * k, "users")
-    solved = np.zeros((3, k), np.float32)
-    solve_side(Unsettled(1, per_factor * k), problem, fixed, solved, Cholesky())
+    objective, solved = Explicit(1e-6, False), np.zeros((3, k), np.float32)
+    solve_side(Unsettled(1, per_factor * k), objective, rows, "users", fixed, solved, Cholesky())
     for u in range(3):
         part = slice(indptr[u], indptr[u + 1])
         wide = values[part].astype(np.float64)
@@ -215,10 +214,10 @@ def test_not_a_number_never_reaches_the_factors(per_factor):
 def test_the_fixed_side_and_the_entries_are_only_read(name):
     case = make_case(name)
     fixed = case.fixed.copy()
-    values = case.rows.values.copy() if name != "dense" else case.rows.copy()
+    values = (case.rows.values if name != "dense" else case.rows.dense).copy()
     case.sweep(Cholesky())
     np.testing.assert_array_equal(case.fixed, fixed)
-    after = case.rows.values if name != "dense" else case.rows
+    after = case.rows.values if name != "dense" else case.rows.dense
     np.testing.assert_array_equal(after, values)
 
 
@@ -234,9 +233,8 @@ def test_repeated_entries_count_as_often_as_they_are_stored():
     )
     backend, found = NumpyBackend(1), []
     for rows in (once, repeated):
-        problem = Explicit(0.3, count_scaled=False).row_problem(rows, 4, 1 << 20, "users")
-        solved = np.zeros((2, 4))
-        stats = solve_side(backend, problem, fixed, solved, Cholesky())
+        objective, solved = Explicit(0.3, count_scaled=False), np.zeros((2, 4))
+        stats = solve_side(backend, objective, rows, "users", fixed, solved, Cholesky())
         found.append((solved, stats.objective))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-12)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-12)
@@ -250,9 +248,8 @@ def test_the_objective_of_float32_rows_is_added_up_in_float64(per_factor):
     ratings = rng.integers(-4000, 4001, len(indices))
     rows = SparseRows(indptr, indices, ratings.astype(np.float32), None, 90)
     backend = NumpyBackend(1, per_factor * 3)
-    problem = Explicit(0.5).row_problem(rows, 3, backend.batch_elements, "users")
-    solved = np.ones((200, 3), np.float32)
-    stats = solve_side(backend, problem, np.zeros((90, 3), np.float32), solved, Cholesky())
+    fixed, solved = np.zeros((90, 3), np.float32), np.ones((200, 3), np.float32)
+    stats = solve_side(backend, Explicit(0.5), rows, "users", fixed, solved, Cholesky())
     assert not solved.any()
     assert stats.objective == (ratings**2).sum()
 
@@ -267,7 +264,7 @@ def test_a_failed_factorisation_without_an_error_is_noticed(monkeypatch):
         return np.abs(factor)
 
     case = make_case("implicit")
-    problem = case.objective.row_problem(case.rows, case.n_factors, 1 << 20, case.side)
-    assert not make_frame(NumpyBackend(1), problem, case.fixed, rotate=True).singular
+    arguments = case.objective, case.side, case.fixed, SideRidge.of(case.ridges[0][0])
+    assert not hold_fixed(NumpyBackend(1), *arguments).basis.singular
     monkeypatch.setattr(np.linalg, "cholesky", half_done)
-    assert make_frame(NumpyBackend(1), problem, case.fixed, rotate=True).singular
+    assert hold_fixed(NumpyBackend(1), *arguments).basis.singular

@@ -56,9 +56,8 @@ def solve(problem, *, batch_elements=1 << 20, num_threads=1, dtype=np.float64):
     weights = None if rows.weights is None else rows.weights.astype(dtype)
     rows = SparseRows(rows.indptr, rows.indices, rows.values.astype(dtype), weights, rows.n_fixed)
     solved = start.astype(dtype)
-    packed = objective.row_problem(rows, fixed.shape[1], batch_elements, "users")
     with backend.session():
-        stats = solve_side(backend, packed, fixed.astype(dtype), solved, solver)
+        stats = solve_side(backend, objective, rows, "users", fixed.astype(dtype), solved, solver)
     return solved, stats
 
 

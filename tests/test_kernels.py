@@ -29,8 +29,9 @@ from threadpoolctl import threadpool_limits
 from gpu_als import ExplicitALS, backends
 from gpu_als.backends.cupy.launch import HALF_SWEEP, SEGMENT
 from gpu_als.backends.cupy.nvrtc import source_of
-from gpu_als.core.half_sweep import solve_side
-from gpu_als.core.objectives import Explicit
+from gpu_als.core.basis import SideRidge
+from gpu_als.core.half_sweep import hold_fixed, solve_rows, solve_side
+from gpu_als.core.objectives import Explicit, row_problem
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
@@ -413,15 +414,13 @@ def backend_of(precision="float32", batch_elements=1 << 20):
 
     backend = CupyBackend(precision)
     backend.batch_elements = batch_elements
-    backend.fused = replace(backend.fused, batch_elements=batch_elements)
+    backend.row_kernels = replace(backend.row_kernels, batch_elements=batch_elements)
     return backend
 
 
 def sweep(backend, case, solver):
     """Run one half-sweep in float32; return the solved factors and the statistics."""
-    problem = backend.load(case.problem(np.float32, backend.batch_elements))
-    fixed, solved = (backend.from_host(a.astype(np.float32)) for a in (case.fixed, case.start))
-    stats = solve_side(backend, problem, fixed, solved, solver, bias=case.bias)
+    solved, stats = case.sweep(solver, np.float32, ops=backend)
     return backend.to_host(solved), stats
 
 
@@ -493,36 +492,36 @@ def close_to_singular(k=12, ridge=1e-6):
     values = rng.uniform(1, 5, len(indices)).astype(np.float32)
     rows = SparseRows(indptr, indices, values, None, 2)
     fixed = rng.standard_normal((2, k)).astype(np.float32)
-    return Explicit(ridge, False).row_problem(rows, k, 1 << 20, "users"), fixed
+    return Explicit(ridge, False), rows, "users", fixed
 
 
 def test_rows_that_failed_are_rescued(cupy):
-    backend, (problem, fixed) = backend_of(), close_to_singular()
+    backend, (objective, rows, side, fixed) = backend_of(), close_to_singular()
     solved = np.full((4, 12), 7, np.float32)
-    device = backend.from_host(solved)
-    stats = solve_side(backend, backend.load(problem), backend.from_host(fixed), device, Cholesky())
+    device, held = backend.from_host(solved), backend.from_host(fixed)
+    stats = solve_side(backend, objective, rows, side, held, device, Cholesky())
     assert stats.launches > 0
     assert stats.paths["rescued"] == 4
     assert stats.singular == 0
     for u in range(4):
-        part = slice(*problem.rows.indptr[u : u + 2])
-        values = problem.rows.values[part].astype(np.float64)
-        exact = solve_row(fixed, problem.rows.indices[part], np.ones(len(values)), values, 1e-6)
+        part = slice(*rows.indptr[u : u + 2])
+        values = rows.values[part].astype(np.float64)
+        exact = solve_row(fixed, rows.indices[part], np.ones(len(values)), values, 1e-6)
         assert np.linalg.norm(device[u] - exact) <= 1e-5 * np.linalg.norm(exact)
 
 
 def test_singular_rows_keep_their_values(cupy):
-    backend, (problem, fixed) = backend_of(), close_to_singular(ridge=0.0)
+    backend, (objective, rows, side, fixed) = backend_of(), close_to_singular(ridge=0.0)
     solved = np.random.default_rng(62).standard_normal((4, 12)).astype(np.float32)
-    device = backend.from_host(solved.copy())
-    stats = solve_side(backend, backend.load(problem), backend.from_host(fixed), device, Cholesky())
+    device, held = backend.from_host(solved.copy()), backend.from_host(fixed)
+    stats = solve_side(backend, objective, rows, side, held, device, Cholesky())
     assert stats.launches > 0
     assert stats.singular == 4
     np.testing.assert_array_equal(device, solved)
 
 
 def test_split_rows_of_the_backend(cupy):
-    """Longer than two segments, in one wave and in several."""
+    """Longer than two segments, in one tile and in several."""
     rng = np.random.default_rng(63)
     k, counts = 12, np.array([2 * SEGMENT + 1, 40, 13000, 9000])
     indptr = np.append(0, np.cumsum(counts))
@@ -533,13 +532,17 @@ def test_split_rows_of_the_backend(cupy):
     found = []
     for batch_elements in (1 << 24, 6000):
         backend = backend_of(batch_elements=batch_elements)
-        problem = backend.load(Explicit(0.5, False).row_problem(rows, k, batch_elements, "users"))
+        objective = Explicit(0.5, False)
+        problem = backend.load(row_problem(objective, rows, k, batch_elements, "users"))
         solved = backend.from_host(np.zeros((4, k), np.float32))
-        stats = solve_side(backend, problem, backend.from_host(fixed), solved, Cholesky())
+        held = hold_fixed(
+            backend, objective, "users", backend.from_host(fixed), SideRidge(0.5, uniform=True)
+        )
+        stats = solve_rows(backend, problem, held, solved, Cholesky())
         assert stats.paths == {"long": 3, "primal": 1}
         found.append((solved, stats.objective))
-        (waves,) = problem.waves.values()
-        assert (len(waves) > 1) == (batch_elements == 6000)
+        (tiles,) = problem.kept.values()
+        assert (len(tiles) > 1) == (batch_elements == 6000)
     assert found[0][0].tobytes() == found[1][0].tobytes()
     assert found[0][1] == found[1][1]
     for u in range(4):

@@ -109,7 +109,8 @@ def test_every_part_can_be_the_larger_one():
 
 def test_entries_set_apart_copy_the_data():
     none, some = (plan(*RATINGS, model="implicit", ones=share).host for share in (0, 0.1))
-    assert some.data - none.data == 2 * 8 * RATINGS[2]
+    weights = 2 * 4  # of each entry with a system
+    assert some.data - none.data == 2 * (8 - 0.1 * weights) * RATINGS[2]
 
 
 def test_columns_take_eight_bytes_from_two_billion_entries_on():

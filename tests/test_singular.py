@@ -15,7 +15,6 @@ from reference import objective_value, row_system, solve_row
 from gpu_als import AlternatingLeastSquares, ExplicitALS, als_step, factorize
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.cg import DenseSystem, conjugate_gradient
-from gpu_als.core.eigh import solve_carefully
 from gpu_als.core.half_sweep import _relative, solve_side
 from gpu_als.core.objectives import IALS, Dense, Explicit, Implicit
 from gpu_als.core.problem import SparseRows
@@ -39,11 +38,10 @@ def solve(objective, rows, fixed, solver, per_factor=1 << 16, seed=51, dense=Non
     start = np.random.default_rng(seed).standard_normal((n_rows, k)).astype(fixed.dtype) * scale
     solved = start.copy()
     backend = NumpyBackend(1, per_factor * k)
-    problem = objective.row_problem(
-        rows if dense is None else dense, k, backend.batch_elements, "users"
-    )
+    if dense is not None:
+        rows = SparseRows.from_dense(dense)
     with backend.session():
-        stats = solve_side(backend, problem, fixed, solved, solver)
+        stats = solve_side(backend, objective, rows, "users", fixed, solved, solver)
     assert np.isfinite(solved).all()
     assert np.isfinite([stats.objective, stats.residual]).all()
     return start, solved, stats
@@ -154,8 +152,8 @@ def test_conjugate_gradients_take_no_step_along_a_residual_of_rounding(dtype):
 @EXACT
 def test_a_careful_solve_gives_zero_for_singular_systems_alone(solver):
     lhs = np.array([[[1.0, 1], [1, 1]], [[1, 0], [0, 4]], [[np.inf, 0], [0, 1]]])
-    x, singular = solve_carefully(
-        NumpyBackend(1), lhs, np.array([[3.0, 3], [3, 2], [1, 1]]), solver
+    x, singular = solver.solve_in_float64(
+        NumpyBackend(1), lhs, np.array([[3.0, 3], [3, 2], [1, 1]])
     )
     assert singular.tolist() == [True, False, True]
     np.testing.assert_array_equal(x, [[0, 0], [3, 0.5], [0, 0]])

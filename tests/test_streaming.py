@@ -16,7 +16,7 @@ import gpu_als
 from gpu_als.backends import BackendChoice
 from gpu_als.core.memory import FitShape, plan_device
 from gpu_als.core.objectives import Explicit
-from gpu_als.core.ops import one_ahead
+from gpu_als.core.ops import prefetch
 from gpu_als.core.problem import SparseRows
 from gpu_als.errors import BackendError
 from gpu_als.train import engine
@@ -72,7 +72,7 @@ def test_streamed_factors_are_those_of_the_resident_path_on_a_gpu(
     resident = implicit(True, **options)
     cut_always(monkeypatch, 3000)
     streamed = implicit(True, **options)
-    by_kernels = device.fused is not None and options.get("alpha", 1) != 0.5
+    by_kernels = device.kernels.usable and options.get("alpha", 1) != 0.5
     for name in ("user_factors", "item_factors"):
         one, other = (np.asarray(getattr(model, name)) for model in (streamed, resident))
         np.testing.assert_allclose(one, other, rtol=0, atol=0 if by_kernels else 2e-4)
@@ -124,7 +124,7 @@ def test_a_dense_matrix_is_streamed(monkeypatch):
 def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     """Data of a hundred times the workspace would not fit; its parts do."""
     resident = implicit(True, use_cg=False)
-    free, workspace = device.room()
+    free, workspace = device.available_memory()
     monkeypatch.setattr("gpu_als.core.memory._SMALLEST_PART", 1 << 10)
     shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
     needed = plan_device(shape, free, workspace).total
@@ -135,7 +135,7 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
         times.append(1)
         return load_ahead(self, makers)
 
-    monkeypatch.setattr(backend, "room", lambda self: (needed - 2000, workspace))
+    monkeypatch.setattr(backend, "available_memory", lambda self: (needed - 2000, workspace))
     monkeypatch.setattr(backend, "load_ahead", counted)
     streamed = implicit(True, use_cg=False)
     assert len(times) == 6
@@ -196,7 +196,7 @@ def test_data_make_room_for_every_copy_of_the_factors():
     fit = local.sides, (700, 400), np.dtype(np.float32)
 
     def stay(available, copies):
-        device = SimpleNamespace(room=lambda: (available, 1 << 20), stores_half=False)
+        device = SimpleNamespace(available_memory=lambda: (available, 1 << 20), stores_half=False)
         try:
             return engine.plan_blocks(device, *fit, bias=False, copies=copies) is None
         except BackendError:
@@ -217,7 +217,7 @@ def test_one_is_made_while_another_is_used():
     def maker(number):
         return lambda: made.append(number) or number
 
-    ahead = one_ahead(maker(number) for number in range(5))
+    ahead = prefetch(maker(number) for number in range(5))
     assert next(ahead) == 0
     seen = [0, *ahead]
     assert seen == made == [0, 1, 2, 3, 4]
@@ -227,7 +227,7 @@ def test_what_goes_wrong_ahead_is_raised():
     def fail():
         raise OSError("the disk is gone")
 
-    ahead = one_ahead([lambda: 1, fail, lambda: 3])
+    ahead = prefetch([lambda: 1, fail, lambda: 3])
     assert next(ahead) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)

@@ -31,7 +31,7 @@ from gpu_als.errors import NotFittedError
 from gpu_als.models import recommend as recommending
 
 PACKAGE = str(Path(gpu_als.__file__).parent)
-ESTIMATORS = str(Path(PACKAGE) / "estimators")
+MODELS = str(Path(PACKAGE) / "models")
 LOOKS = re.compile(r"\b(self|model)\b")
 N_USERS, N_ITEMS, FACTORS = 30, 20, 4
 PLAYS = random_ratings(N_USERS, N_ITEMS, 0.3, 7, np.float32)
@@ -127,7 +127,7 @@ def bits(result):
 def interrupt_at(place, run, interruption):
     """Call ``run()``, and ``interruption()`` before the ``place``-th line that looks at the model.
 
-    That is a line of the estimators that names ``self`` or ``model``: between two of them it makes
+    That is a line of the models that names ``self`` or ``model``: between two of them it makes
     no difference when the model changes.
 
     Returns
@@ -141,7 +141,7 @@ def interrupt_at(place, run, interruption):
     def trace(frame, event, argument):
         nonlocal lines, interrupted
         file = frame.f_code.co_filename
-        if interrupted or not file.startswith(ESTIMATORS):
+        if interrupted or not file.startswith(MODELS):
             return None
         if event == "line" and LOOKS.search(linecache.getline(file, frame.f_lineno)):
             if lines == place:

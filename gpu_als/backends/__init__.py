@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.core.ops import Backend
-from gpu_als.errors import BackendError, InputError
+from gpu_als.core.backend import Backend
+from gpu_als.errors import BackendError, InputError, NoGpuError
 
-__all__ = ["Backend", "BackendChoice", "cuda_is_usable", "get_backend"]
+__all__ = ["Backend", "BackendChoice", "cuda_is_usable", "cuda_problem", "get_backend"]
 
 
 PRECISIONS = ("float32", "tf32x3", "float16")
@@ -26,7 +27,8 @@ def get_backend(
     Parameters
     ----------
     backend : {"auto", "numpy", "cupy"}
-        "auto" takes CuPy where it is installed and a GPU can be used, NumPy elsewhere.
+        "auto" takes CuPy where it is installed and a GPU can be used, NumPy elsewhere. Where they
+        are there but do not work, one warning says why.
     num_threads : int
         Threads of the NumPy backend; 0 means all processors.
     precision : {"float32", "tf32x3", "float16"}
@@ -39,7 +41,7 @@ def get_backend(
     Raises
     ------
     BackendError
-        "cupy" was asked for, but CuPy or a GPU is missing; the message says what to install.
+        "cupy" was asked for, but CuPy or a GPU is missing or broken; the message says what to do.
     """
     whole = isinstance(num_threads, int | np.integer) and not isinstance(num_threads, bool)
     if not whole or num_threads < 0:
@@ -48,7 +50,12 @@ def get_backend(
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if not isinstance(backend, str) or backend not in ("auto", "numpy", "cupy"):
         raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
-    if backend == "cupy" or (backend == "auto" and cuda_is_usable()):
+    if backend == "auto":
+        problem = cuda_problem(precision)
+        if problem is not None and not isinstance(problem, NoGpuError):
+            _warn_of(problem)
+        backend = "numpy" if problem else "cupy"
+    if backend == "cupy":
         return _cupy_backend(precision)
     return _numpy_backend(int(num_threads))
 
@@ -68,13 +75,35 @@ class BackendChoice(NamedTuple):
         return get_backend(self.backend, num_threads=self.num_threads, precision=self.precision)
 
 
+_broken: BackendError | None = None
+"""Why no GPU works in this process, from the first time that one did not."""
+
+
+def cuda_problem(precision: str = "float32") -> BackendError | None:
+    """Return why backend "auto" takes the CPU, or None where it takes the GPU.
+
+    What is there but broken is not tried again.
+    """
+    global _broken
+    if _broken is None:
+        try:
+            _cupy_backend(precision)
+        except NoGpuError as error:
+            return error
+        except BackendError as error:
+            _broken = _broken or error
+    return _broken
+
+
 def cuda_is_usable() -> bool:
     """Tell whether the CuPy backend can run here."""
-    try:
-        _cupy_backend()
-    except BackendError:
-        return False
-    return True
+    return cuda_problem() is None
+
+
+@cache
+def _warn_of(problem: BackendError) -> None:
+    """Warn, once for each problem."""
+    warnings.warn(f"the GPU is not used: {problem}", RuntimeWarning, stacklevel=4)
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from typing import Any
@@ -14,10 +13,6 @@ from gpu_als.cli.output import print_json, print_pairs
 
 __all__ = ["add_command", "run"]
 
-_INSTALL = (
-    "if this machine has an NVIDIA GPU, run pip install 'gpu-als[cuda13]', or 'gpu-als[cuda12]' "
-    "for a CUDA 12 driver"
-)
 _MOST_FACTORS = 1 << 16
 _CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 
@@ -113,17 +108,15 @@ def _collect() -> dict[str, Any]:
 
 
 def _gpu() -> tuple[dict[str, Any] | None, str | None]:
-    """Return what is known of the GPU, or None and the reason why there is none."""
-    from gpu_als.backends import get_backend
+    """Return what is known of the GPU that "auto" takes, or None and why it takes none."""
+    from gpu_als.backends import cuda_problem, get_backend
 
-    if importlib.util.find_spec("cupy") is None:
-        return None, f"CuPy is not installed; {_INSTALL}"
-    try:
-        backend: Any = get_backend("cupy")
-        runtime = backend.xp.cuda.runtime
-        properties = runtime.getDeviceProperties(runtime.getDevice())
-    except Exception as error:  # whatever is broken there, this command is to say so
-        return None, str(error)
+    problem = cuda_problem()
+    if problem is not None:
+        return None, str(problem)
+    backend: Any = get_backend("cupy")
+    runtime = backend.xp.cuda.runtime
+    properties = runtime.getDeviceProperties(runtime.getDevice())
     return {
         "name": backend.device,
         "memory_bytes": properties["totalGlobalMem"],

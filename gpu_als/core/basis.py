@@ -1,8 +1,8 @@
 """The coordinates in which the rows of one half-sweep are solved.
 
-With a shared base (implicit feedback, iALS, dense) coordinates ``x = R z`` are chosen once per
-half-sweep in which base and ridge together become the identity, so every row of every objective
-is the same problem
+With a shared base (implicit feedback, iALS, dense, a normal prior) coordinates ``x = R z`` are
+chosen once per half-sweep in which base and ridge together become the identity, so every row of
+every objective is the same problem
 
     (shift I + W^T W) z = b0 + W^T tau,        W = root * fixed_rows
 
@@ -11,23 +11,26 @@ with ``shift = 1``. One ridge for all rows: ``R = C^-T`` with the Cholesky facto
 ``d_u = 1 / (e + ridge_u)``. Without a base the coordinates stay as they are and ``shift =
 ridge_u``. The system is better conditioned than the original, and its dual form needs no base at
 all (docs/mathematics.md, "The rotated basis").
+
+A basis follows from the fixed side and the ridges of the whole solved side, so a row's solution
+does not depend on which other rows are solved in the same call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gpu_als.core.ops import Ops
-from gpu_als.core.problem import Array, RowProblem
+from gpu_als.core.problem import Array
 
-__all__ = ["Frame", "gram", "make_frame"]
+__all__ = ["Basis", "FixedSide", "SideRidge", "gram", "make_basis"]
 
 Multiply = Callable[[Array, Array], Array]
-""":meth:`gpu_als.core.ops.Ops.multiply_each` of a device."""
+""":meth:`gpu_als.core.ops.Ops.rowwise_matmul` of a device."""
 
 _MISFIT = 1e-9
 """Relative misfit of a float64 Cholesky factor that rounding cannot explain."""
@@ -36,16 +39,30 @@ _STEEP = 1e3
 float64."""
 
 
+@dataclass(frozen=True)
 class SideRidge:
+    """What a basis needs to know of the ridges of a whole side.
+
+    Attributes
+    ----------
+    smallest : float
+    uniform : bool
+        All rows have the same ridge.
+    """
+
+    smallest: float
+    uniform: bool
+
     @classmethod
-    def of(cls, ridge):  # type: ignore
-        made = cls()
-        made.smallest, made.uniform = float(np.min(ridge, initial=np.inf)), isinstance(ridge, float)  # type: ignore
-        return made
+    def of(cls, ridge: float | np.ndarray) -> SideRidge:
+        """Return that of one ridge for all rows, or of one for each."""
+        if isinstance(ridge, float):
+            return cls(ridge, True)
+        return cls(float(np.min(ridge, initial=np.inf)), False)
 
 
 @dataclass(frozen=True)
-class Frame:
+class Basis:
     """Coordinates of one half-sweep.
 
     Attributes
@@ -55,20 +72,18 @@ class Frame:
     rotation, inverse : array, shape (k, k), or None
         ``x = rotation z`` and ``z = inverse x``, before any column scaling; None for the identity.
     eigenvalues : array, shape (k,), or None
-        Of the base, in frames with a ridge for each row.
+        Of the base, where each row has a ridge of its own.
     base : float64 array, shape (k, k), or None
-        The base itself, in frames that do not diagonalise it.
-    ridge : array, shape (n_rows,), or float
+        The base itself, where it is not diagonalised.
     singular : bool
         Base and ridge are singular together, and so is every row's system.
     """
 
     fixed: Array
-    rotation: Array | None
-    inverse: Array | None
-    eigenvalues: Array | None
-    base: Array | None
-    ridge: Array | float
+    rotation: Array | None = None
+    inverse: Array | None = None
+    eigenvalues: Array | None = None
+    base: Array | None = None
     singular: bool = False
 
     @property
@@ -76,34 +91,65 @@ class Frame:
         """Whether base and ridge have become the identity."""
         return self.rotation is not None
 
-    def ridge_of(self, xp: Any, rows: Array) -> Array:
-        """Return the ridge of some rows, shape (len(rows),)."""
-        if isinstance(self.ridge, float):
-            return xp.full(len(rows), self.ridge, self.fixed.dtype)
-        return self.ridge[rows].astype(self.fixed.dtype)
+    def shift(self, xp: Any, ridge: Array) -> Array:
+        """Return the diagonal that is added to ``W^T W`` of rows with these ridges, shape (B,)."""
+        return xp.ones(len(ridge), self.fixed.dtype) if self.rotated else ridge
 
-    def shift(self, xp: Any, rows: Array) -> Array:
-        """Return the diagonal that is added to ``W^T W``, shape (len(rows),)."""
-        if self.rotated:
-            return xp.ones(len(rows), self.fixed.dtype)
-        return self.ridge_of(xp, rows)
-
-    def column_scale(self, xp: Any, rows: Array) -> Array | None:
-        """Return ``d_u^(1/2)`` where it differs from row to row, shape (len(rows), k)."""
+    def column_scale(self, xp: Any, ridge: Array) -> Array | None:
+        """Return ``d_u^(1/2)`` where it differs from row to row, shape (B, k)."""
         if self.eigenvalues is None:
             return None
-        return 1 / xp.sqrt(self.eigenvalues + self.ridge_of(xp, rows)[:, None])
+        return 1 / xp.sqrt(self.eigenvalues + ridge[:, None])
 
-    def enter(self, multiply_each: Multiply, x: Array, scale: Array | None) -> Array:
+    def enter(self, matmul: Multiply, x: Array, scale: Array | None) -> Array:
         """Return the coordinates of factors ``x``, shape (B, k)."""
-        z = x if self.inverse is None else multiply_each(x, self.inverse.T)
+        z = x if self.inverse is None else matmul(x, self.inverse.T)
         return z if scale is None else z / scale
 
-    def leave(self, multiply_each: Multiply, z: Array, scale: Array | None) -> Array:
+    def leave(self, matmul: Multiply, z: Array, scale: Array | None) -> Array:
         """Return the factors (B, k) whose coordinates are ``z``."""
         if scale is not None:
             z = z * scale
-        return z if self.rotation is None else multiply_each(z, self.rotation.T)
+        return z if self.rotation is None else matmul(z, self.rotation.T)
+
+    def enter_rhs(self, matmul: Multiply, rhs: Array, scale: Array | None) -> Array:
+        """Return right-hand sides ``rhs`` (B, k) of the original system in these coordinates."""
+        b = rhs if self.rotation is None else matmul(rhs, self.rotation)
+        return b if scale is None else b * scale
+
+
+@dataclass(frozen=True)
+class FixedSide:
+    """The side that a half-sweep holds, and what follows from it once for all rows.
+
+    Attributes
+    ----------
+    basis : Basis
+        With the fixed factors in its coordinates.
+    offset : array, shape (n_fixed,), or None
+        Biases of the fixed side, which come off every target.
+    rhs : array, shape (k,) or (n_rows, k), or None
+        Right-hand sides of the solved rows' prior, in the original coordinates.
+    prior_base : float64 array, shape (k, k), or None
+        The prior's share of the base, in the original coordinates.
+    """
+
+    basis: Basis
+    offset: Array | None = None
+    rhs: Array | None = None
+    prior_base: Array | None = None
+
+    def of_rows(self, place: slice) -> FixedSide:
+        """Return what goes with some of the solved rows."""
+        if self.rhs is None or self.rhs.ndim == 1:
+            return self
+        return replace(self, rhs=self.rhs[place])
+
+    def rhs_of(self, rows: Array) -> Array | None:
+        """Return the prior's right-hand side of some rows, shape (len(rows), k)."""
+        if self.rhs is None or self.rhs.ndim == 2:
+            return None if self.rhs is None else self.rhs[rows]
+        return self.rhs[None].repeat(len(rows), 0)
 
 
 def gram(ops: Ops, factors: Array) -> Array:
@@ -121,49 +167,47 @@ def gram(ops: Ops, factors: Array) -> Array:
     return total
 
 
-def make_frame(
-    ops: Ops,
-    problem: RowProblem,
-    fixed: Array,
-    *,
-    rotate: bool,
-    known_gram: Array | None = None,
-) -> Frame:
+def make_basis(
+    ops: Ops, fixed: Array, base: Array | None, ridge: SideRidge, *, rotate: bool
+) -> Basis:
     """Choose the coordinates of one half-sweep.
 
-    ``rotate`` is False for solvers that are tied to the original coordinates (x >= 0).
-    ``known_gram`` is what :func:`gram` would return for the fixed side, if that is known already.
+    Parameters
+    ----------
+    fixed : array, shape (n_fixed, k)
+    base : float64 array, shape (k, k), or None
+        What all rows' matrices share besides the ridge.
+    ridge : SideRidge
+        Of the whole side to solve.
+    rotate : bool
+        False for solvers that are tied to the original coordinates (x >= 0).
     """
     xp = ops.xp
-    ridge = problem.ridge
-    if problem.base_weight == 0:
-        return Frame(fixed, None, None, None, None, ridge)
+    if base is None:
+        return Basis(fixed)
     # One k x k problem: float64 keeps the small eigenvalues, on which the scaling rests.
-    base = problem.base_weight * (gram(ops, fixed) if known_gram is None else known_gram)
     eigenvalues = None
-    if isinstance(ridge, float):
-        factor, smallest, largest = _cholesky(xp, base + ridge * xp.eye(len(base)))
+    if ridge.uniform:
+        factor, smallest, largest = _cholesky(xp, base + ridge.smallest * xp.eye(len(base)))
         inverse = factor.T
     else:
         eigenvalues, rotation = xp.linalg.eigh(base)
         eigenvalues, inverse = xp.maximum(eigenvalues, 0), rotation.T
-        smallest, largest = (float(eigenvalues[end] + xp.min(ridge)) for end in (0, -1))
+        smallest, largest = (float(eigenvalues[end] + ridge.smallest) for end in (0, -1))
     singular = not smallest > len(base) * np.finfo(np.float64).eps * largest
     if singular or not rotate:
-        return Frame(fixed, None, None, None, base, ridge, singular)
+        return Basis(fixed, base=base, singular=singular)
     if eigenvalues is None:
         rotation = xp.linalg.inv(factor).T
     else:
         eigenvalues = eigenvalues.astype(fixed.dtype)
     # Columns with small eigenvalues are scaled up, and the rounding of the product with them.
     exact = rotation if largest > _STEEP * smallest else rotation.astype(fixed.dtype)
-    return Frame(
+    return Basis(
         _multiply(ops, fixed, exact),
         rotation.astype(fixed.dtype),
         inverse.astype(fixed.dtype),
         eigenvalues,
-        None,
-        ridge,
     )
 
 

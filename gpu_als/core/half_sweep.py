@@ -1,24 +1,22 @@
-"""One half-sweep: solve every row of one side, in place, and report how it went."""
+"""One half-sweep: every row of one side solved with the other held, in place."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from gpu_als.core.basis import Frame, make_frame
-from gpu_als.core.cg import DenseSystem, conjugate_gradient
-from gpu_als.core.eigh import solve_carefully
+from gpu_als.core.backend import Backend
+from gpu_als.core.basis import FixedSide, SideRidge, gram, make_basis
 from gpu_als.core.linalg import row_dots, row_norms
-from gpu_als.core.nnls import solve_nonnegative
-from gpu_als.core.ops import Backend, Ops
+from gpu_als.core.objectives import Objective, row_problem
 from gpu_als.core.packing import Batch
-from gpu_als.core.problem import Array, RowProblem
-from gpu_als.core.solvers import ConjugateGradient, NonNegative, Solver
+from gpu_als.core.problem import Array, LoadedProblem, SparseRows
+from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import RESIDUAL_LIMIT, HalfSweepStats
 from gpu_als.core.systems import (
     Entries,
@@ -26,19 +24,117 @@ from gpu_als.core.systems import (
     Systems,
     add_to_diagonal,
     gather,
-    linear_part,
     primal_system,
     right_hand_side,
-    solve_batch,
 )
+from gpu_als.errors import InputError
 
-__all__ = ["half_sweep", "solve_parts", "solve_side"]
+__all__ = ["hold_fixed", "solve_rows", "solve_side"]
 
 _WORTH_A_THREAD = 1 << 18
 """Elements below which threads wait longer for Python's lock than a batch takes to solve."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def hold_fixed(
+    backend: Backend,
+    objective: Objective,
+    side: str,
+    fixed: Array,
+    ridge: SideRidge,
+    *,
+    rotate: bool = True,
+    bias: bool = False,
+    known_gram: Array | None = None,
+) -> FixedSide:
+    """Return what half-sweeps over a side share: the fixed side and the coordinates.
+
+    Parameters
+    ----------
+    objective : Objective
+    side : str
+        The side to solve, "users" or "items".
+    fixed : array on the device, shape (n_fixed, k)
+        The other side's factors. With ``bias`` their last column is their bias: it comes off the
+        targets, and the partner of the solved side's bias is 1.
+    ridge : SideRidge
+        Of all rows of the solved side.
+    rotate : bool
+        Whether the solver lets coordinates be chosen.
+    known_gram : float64 array, shape (k, k), optional
+        ``fixed^T fixed``, if that is known already.
+    """
+    xp, offset = backend.xp, None
+    if bias:
+        offset = fixed[:, -1].copy()
+        fixed = fixed.copy()
+        fixed[:, -1] = 1
+    prior = objective.prior(side)
+    base = prior_base = None if prior.base is None else xp.asarray(prior.base, xp.float64)
+    if objective.base_weight:
+        gram_ = gram(backend, fixed) if known_gram is None else known_gram
+        base = objective.base_weight * gram_ + (0 if base is None else base)
+    rhs = None if prior.rhs is None else xp.asarray(prior.rhs, fixed.dtype)
+    basis = make_basis(backend, fixed, base, ridge, rotate=rotate)
+    return FixedSide(basis, offset, rhs, prior_base)
+
+
+def solve_side(
+    backend: Backend,
+    objective: Objective,
+    rows: SparseRows,
+    side: str,
+    fixed: Array,
+    solved: Array,
+    solver: Solver,
+    *,
+    bias: bool = False,
+    held: FixedSide | None = None,
+) -> HalfSweepStats:
+    """Run one half-sweep over rows that come in one piece, on the device, in place.
+
+    ``fixed`` and ``bias`` are those of :func:`hold_fixed`, which is called where ``held`` is not
+    given.
+    """
+    problem = row_problem(objective, rows, solved.shape[1], backend.batch_elements, side)
+    if held is None:
+        ridge = SideRidge.of(problem.ridge)
+        held = hold_fixed(backend, objective, side, fixed, ridge, rotate=solver.rotates, bias=bias)
+    return solve_rows(backend, backend.load(problem), held, solved, solver)
+
+
+def solve_rows(
+    backend: Backend, problem: LoadedProblem, held: FixedSide, solved: Array, solver: Solver
+) -> HalfSweepStats:
+    """Solve every row of ``solved`` with the other side held, in place.
+
+    Parameters
+    ----------
+    backend : Backend
+    problem : LoadedProblem
+    held : FixedSide
+        With the prior of these rows; see :meth:`~gpu_als.core.basis.FixedSide.of_rows`.
+    solved : array, shape (n_rows, k)
+        Same floating dtype as the fixed side. Rows with a singular system keep their values.
+    solver : Solver
+    """
+    if problem.noise is not None and held.basis.base is not None:
+        raise InputError("no row can be drawn: base and ridge are singular together")
+    stats, rest = backend.solve_fused(problem, held, solved, solver)
+    sweep = _Sweep(backend, rest, held, solved, solver)
+    for number, row in enumerate(rest.packing.long_rows):
+        stats.add(sweep.solve_long_row(row, number))
+    batches = rest.packing.batches
+    large = [batch for batch in batches if batch.elements >= _WORTH_A_THREAD]
+    for part in backend.map(sweep.solve_batch, large):
+        stats.add(part)
+    for batch in batches:
+        if batch.elements < _WORTH_A_THREAD:
+            stats.add(sweep.solve_batch(batch))
+    stats.penalty += _penalty(backend.xp, problem, held, solved)
+    return stats
 
 
 def _quietly(function: Callable[P, R]) -> Callable[P, R]:
@@ -52,73 +148,42 @@ def _quietly(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def half_sweep(
-    ops: Ops, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
-) -> HalfSweepStats:
-    """Solve every row of ``solved`` with the other side held, in place.
-
-    Parameters
-    ----------
-    ops : Ops
-        The device.
-    problem : RowProblem
-        With its arrays on that device.
-    frame : Frame
-        The fixed side and its coordinates; see :func:`~gpu_als.core.basis.make_frame`.
-    solved : array, shape (n_rows, k)
-        Same floating dtype as the fixed side. Rows with a singular system keep their values.
-    solver : Solver
-    """
-    stats, problem = ops.solve_fused(problem, frame, solved, solver)
-    sweep = _Sweep(ops, problem, frame, solved, solver)
-    for number, row in enumerate(problem.packing.long_rows):
-        stats.add(sweep.solve_long_row(row, number))
-    batches = problem.packing.batches
-    large = [batch for batch in batches if batch.elements >= _WORTH_A_THREAD]
-    for part in ops.map(sweep.solve_rows, large):
-        stats.add(part)
-    for batch in batches:
-        if batch.elements < _WORTH_A_THREAD:
-            stats.add(sweep.solve_rows(batch))
-    return stats
-
-
 @dataclass(frozen=True)
 class _Sweep:
-    ops: Ops
-    problem: RowProblem
-    frame: Frame
+    ops: Backend
+    problem: LoadedProblem
+    held: FixedSide
     solved: Array
     solver: Solver
 
     @_quietly
-    def solve_rows(self, batch: Batch) -> HalfSweepStats:
+    def solve_batch(self, batch: Batch) -> HalfSweepStats:
         """Solve one batch and write its rows."""
-        xp, problem, frame = self.ops.xp, self.problem, self.frame
+        xp, problem, basis = self.ops.xp, self.problem, self.held.basis
         place = slice(batch.start, batch.stop)
-        rows = problem.packing.order[place]
-        scale = frame.column_scale(xp, rows)
-        b0 = linear_part(problem, frame, place, scale)
-        systems = Systems(frame.shift(xp, rows), b0, frame.base)
+        rows, ridge, scale, systems = self._systems(place)
         if batch.width == 0:
-            return self._solve_without_entries(rows, place, systems, scale)
-        starts = problem.rows.indptr[rows]
-        counts = problem.rows.indptr[rows + 1] - starts
-        entries = gather(self.ops, problem, frame, starts, counts, batch.width, scale)
-        if batch.definite:  # all signs are positive: they need no copy of the gathered rows
-            entries = replace(entries, sign=None)
+            return self._solve_without_entries(rows, place, systems, ridge, scale)
+        starts = problem.indptr[rows]
+        counts = problem.indptr[rows + 1] - starts
+        entries = gather(
+            self.ops, problem, self.held, starts, counts, batch.width, scale,
+            definite=batch.definite,
+        )  # fmt: skip
         stats = HalfSweepStats()
-        if frame.singular:
+        if basis.singular:
             z, singular = self._former(rows, scale), xp.ones(len(rows), bool)
             q = entries.predict(z)
         else:
-            iterative = isinstance(self.solver, ConjugateGradient)
-            start = self._former(rows, scale) if iterative else None
-            solution = solve_batch(self.ops, entries, systems, self.solver, batch, start)
+            solver = self.solver
+            start = self._former(rows, scale) if solver.from_former else None
+            solution = solver.solve_batch(
+                self.ops, entries, systems, start, definite=batch.definite
+            )
             z, q, failed, entries = solution.z, solution.q, solution.failed, solution.entries
             stats.paths[solution.path] += len(rows)
             singular = xp.zeros(len(rows), bool)
-            if not iterative:
+            if solver.exact:
                 residual = self._residual(solution, systems)
                 failed |= ~(residual <= RESIDUAL_LIMIT[z.dtype])
                 if systems.base is None:  # fewer entries than factors and nothing added to them
@@ -131,7 +196,7 @@ class _Sweep:
                     wide = entries.some(xp, some), systems.some(xp, some)
                     return primal_system(self.ops, *wide)
 
-                z, singular = self._rescue(system, z, failed, singular, stats)
+                z, singular = self._solve_again(system, z, failed, singular, stats)
                 q = entries.predict(z)
         final, singular = self._write(rows, z, scale, singular)
         if final is not z:
@@ -140,39 +205,55 @@ class _Sweep:
         stats.objective = self._entry_loss(entries, q) + _row_terms(systems, final)
         return stats
 
+    def _systems(self, place: slice) -> tuple[Array, Array, Array | None, Systems]:
+        """Return the rows at some places, their ridge and column scale, and their systems."""
+        xp, problem, basis = self.ops.xp, self.problem, self.held.basis
+        rows = problem.order[place]
+        ridge = problem.ridge_of(xp, rows, basis.fixed.dtype)
+        scale, shift = basis.column_scale(xp, ridge), basis.shift(xp, ridge)
+        parts = []
+        if problem.rhs_only is not None:
+            b0 = problem.rhs_only[place] @ basis.fixed
+            parts.append(b0 if scale is None else b0 * scale)
+        prior = self.held.rhs_of(rows)
+        if prior is not None:
+            parts.append(basis.enter_rhs(self.ops.rowwise_matmul, prior, scale))
+        if problem.noise is not None:
+            parts.append(xp.sqrt(shift)[:, None] * problem.noise.eta[rows])
+        b0 = sum(parts[1:], parts[0]) if parts else None
+        return rows, ridge, scale, Systems(shift, b0, basis.base, basis.fixed.shape[1])
+
     def _solve_without_entries(
-        self, rows: Array, place: slice, systems: Systems, scale: Array | None
+        self, rows: Array, place: slice, systems: Systems, ridge: Array, scale: Array | None
     ) -> HalfSweepStats:
         """Rows without a system of their own: ``z = b0 / shift``, for all at once."""
-        xp, frame, problem = self.ops.xp, self.frame, self.problem
-        k = frame.fixed.shape[1]
+        xp, basis, problem = self.ops.xp, self.held.basis, self.problem
+        k = basis.fixed.shape[1]
         stats = HalfSweepStats(Counter(shared=len(rows)))
-        singular = xp.full(len(rows), frame.singular)
+        singular = xp.full(len(rows), basis.singular)
         if systems.base is None:
             singular |= systems.shift <= 0
         if systems.b0 is None:
-            z = xp.zeros((len(rows), k), frame.fixed.dtype)
-        elif systems.base is None:
+            z = xp.zeros((len(rows), k), basis.fixed.dtype)
+        elif systems.base is None and self.solver.rotates:
             z = systems.b0 / xp.where(singular, 1, systems.shift)[:, None]
         else:
-            lhs = xp.broadcast_to(systems.base, (len(rows), k, k)).astype(systems.b0.dtype)
-            add_to_diagonal(lhs, systems.shift)
-            z, failed = self._solve_system(lhs, systems.b0)
+            z, failed = self.solver.solve_systems(
+                self.ops, *_shared_systems(xp, systems), self._former(rows, scale)
+            )
 
             def system(some: Array) -> tuple[Array, Array]:
-                wide = systems.some(xp, some)
-                lhs = xp.broadcast_to(wide.base, (len(some), k, k)).copy()
-                add_to_diagonal(lhs, wide.shift)
-                return lhs, wide.b0
+                return _shared_systems(xp, systems.some(xp, some))
 
-            z, hopeless = self._rescue(system, z, failed, singular, stats)
+            z, hopeless = self._solve_again(system, z, failed, singular, stats)
             singular |= hopeless
         z, singular = self._write(rows, z, scale, singular)
         objective = _row_terms(systems, z)
-        if problem.linear is not None and problem.squared_loss:  # a dense X: all cells observed
-            x, ridge = frame.leave(self.ops.multiply_each, z, scale), frame.ridge_of(xp, rows)
-            objective = _total((problem.linear[place] - z @ frame.fixed.T) ** 2)
-            objective += _total(ridge[:, None] * x * x)
+        if problem.all_cells:
+            assert problem.rhs_only is not None
+            x = basis.leave(self.ops.rowwise_matmul, z, scale)
+            objective = _total((problem.rhs_only[place] - z @ basis.fixed.T) ** 2)
+            objective += _total(ridge[:, None] * x * x) + _prior_terms(self.held, rows, x)
         stats.singular, stats.objective = int(singular.sum()), objective
         return stats
 
@@ -182,33 +263,26 @@ class _Sweep:
 
         ``row`` is the long row of that ``number`` in the packing.
         """
-        xp, ops, frame = self.ops.xp, self.ops, self.frame
-        rows = xp.asarray([row])
-        scale = frame.column_scale(xp, rows)
+        xp, ops, basis, solver = self.ops.xp, self.ops, self.held.basis, self.solver
         first = len(self.problem.packing.order) + number
-        b0 = linear_part(self.problem, frame, slice(first, first + 1), scale)
-        systems = Systems(frame.shift(xp, rows), b0, frame.base)
+        rows, _, scale, systems = self._systems(slice(first, first + 1))
         lhs, rhs = self._add_segments(row, systems, scale)
         stats = HalfSweepStats(Counter(long=1))
-        if frame.singular:
+        if basis.singular:
             z, singular = self._former(rows, scale), xp.ones(1, bool)
         else:
-            single = lhs.astype(frame.fixed.dtype), rhs.astype(frame.fixed.dtype)
-            if isinstance(self.solver, ConjugateGradient):
-                start = self._former(rows, scale)
-                z, _ = conjugate_gradient(xp, DenseSystem(xp, *single), start, self.solver.steps)
-                failed = ~xp.isfinite(z).all(axis=1)
-            else:
-                z, failed = self._solve_system(*single)
+            single = lhs.astype(basis.fixed.dtype), rhs.astype(basis.fixed.dtype)
+            start = self._former(rows, scale) if solver.from_former else None
+            z, singular = solver.solve_systems(ops, *single, start)
+            if solver.exact:
                 misfit = (lhs @ z[:, :, None])[:, :, 0] - rhs
-                residual = _relative(xp, self._stationary(misfit, z), rhs)
-                failed |= ~(residual <= RESIDUAL_LIMIT[z.dtype])
-                stats.residual = float(xp.where(failed, 0, residual).max())
-            singular = failed
-            if bool(failed.any()):
+                residual = _relative(xp, solver.stationary(xp, misfit, z), rhs)
+                singular |= ~(residual <= RESIDUAL_LIMIT[z.dtype])
+                stats.residual = float(xp.where(singular, 0, residual).max())
+            if bool(singular.any()):
                 stats.paths["rescued"] += 1
                 system = self._add_segments(row, systems, scale, wide=True)
-                wide, singular = solve_carefully(ops, *system, self.solver)
+                wide, singular = solver.solve_in_float64(ops, *system)
                 z = wide.astype(z.dtype)
         z, singular = self._write(rows, z, scale, singular)
         losses = self._map_segments(row, scale, lambda e: self._entry_loss(e, e.predict(z)))
@@ -223,14 +297,11 @@ class _Sweep:
 
         With ``wide`` the segments themselves are multiplied out in float64 too.
         """
-        xp, k = self.ops.xp, self.frame.fixed.shape[1]
-        lhs, rhs = xp.zeros((1, k, k)), xp.zeros((1, k))
-        add_to_diagonal(lhs, systems.shift)
-        if systems.base is not None:
-            lhs += systems.base
-        if systems.b0 is not None:
-            rhs += systems.b0
-        nothing = Systems(xp.zeros(1, self.frame.fixed.dtype), None, None)
+        xp = self.ops.xp
+        lhs, rhs = _shared_systems(xp, systems.some(xp, slice(None)))
+        if rhs is None:
+            rhs = xp.zeros((1, lhs.shape[1]))
+        nothing = Systems(xp.zeros(1, self.held.basis.fixed.dtype), None, None, lhs.shape[1])
 
         def system(entries: Entries) -> tuple[Array, Array]:
             if wide:
@@ -247,23 +318,19 @@ class _Sweep:
         self, row: int, scale: Array | None, function: Callable[[Entries], R]
     ) -> Iterator[R]:
         xp, segment = self.ops.xp, self.problem.packing.segment
-        first, last = (int(end) for end in self.problem.rows.indptr[row : row + 2])
+        first, last = (int(end) for end in self.problem.host_indptr[row : row + 2])
 
         @_quietly
         def run(start: int) -> R:
             count = min(segment, last - start)
             one = xp.asarray([start]), xp.asarray([count]), count
-            return function(gather(self.ops, self.problem, self.frame, *one, scale))
+            entries = gather(self.ops, self.problem, self.held, *one, scale, definite=False)
+            return function(entries)
 
         return self.ops.map(run, range(first, last, segment))
 
-    def _solve_system(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
-        if isinstance(self.solver, NonNegative):
-            return solve_nonnegative(self.ops, lhs, rhs, self.solver.free_columns)
-        return self.ops.cholesky_solve(lhs, rhs)
-
     def _former(self, rows: Array, scale: Array | None) -> Array:
-        return self.frame.enter(self.ops.multiply_each, self.solved[rows], scale)
+        return self.held.basis.enter(self.ops.rowwise_matmul, self.solved[rows], scale)
 
     def _write(
         self, rows: Array, z: Array, scale: Array | None, singular: Array
@@ -274,7 +341,7 @@ class _Sweep:
         any whose solution is beyond the range of the factors' dtype.
         """
         xp = self.ops.xp
-        x = self.frame.leave(self.ops.multiply_each, z, scale)
+        x = self.held.basis.leave(self.ops.rowwise_matmul, z, scale)
         singular = singular | ~xp.isfinite(x).all(axis=1)
         if bool(singular.any()):
             z = xp.where(singular[:, None], self._former(rows, scale), z)
@@ -290,15 +357,7 @@ class _Sweep:
         misfit = systems.shift[:, None] * z + entries.combine(entries.signed(solution.q)) - rhs
         if systems.base is not None:
             misfit += z @ systems.base
-        return _relative(xp, self._stationary(misfit, z), rhs)
-
-    def _stationary(self, misfit: Array, z: Array) -> Array:
-        """Under ``z >= 0`` a positive gradient at ``z = 0`` is no error."""
-        if not isinstance(self.solver, NonNegative):
-            return misfit
-        xp = self.ops.xp
-        bound = xp.arange(z.shape[1]) < z.shape[1] - self.solver.free_columns
-        return xp.where(bound & (z <= 0), xp.minimum(misfit, 0), misfit)
+        return _relative(xp, self.solver.stationary(xp, misfit, z), rhs)
 
     def _entry_loss(self, entries: Entries, q: Array) -> float:
         """Return the observed part of the objective, added in float64."""
@@ -306,7 +365,7 @@ class _Sweep:
             return _total((entries.tau - q) ** 2)
         return _total(q * (entries.signed(q) - 2 * entries.tau))
 
-    def _rescue(
+    def _solve_again(
         self,
         system: Callable[[Array], tuple[Array, Array]],
         z: Array,
@@ -327,18 +386,49 @@ class _Sweep:
         height = max(1, self.ops.batch_elements // (4 * k * k))
         for first in range(0, len(places), height):
             some = places[first : first + height]
-            wide, singular[some] = solve_carefully(self.ops, *system(some), self.solver)
+            wide, singular[some] = self.solver.solve_in_float64(self.ops, *system(some))
             z[some] = wide.astype(z.dtype)
         return z, singular
 
 
+def _shared_systems(xp: Any, systems: Systems) -> tuple[Array, Any]:
+    """Return ``base + shift I`` (B, k, k) and ``b0`` (B, k), without any entries."""
+    rows, k = len(systems.shift), systems.columns
+    dtype = systems.shift.dtype
+    lhs = xp.zeros((rows, k, k), dtype)
+    if systems.base is not None:
+        lhs += systems.base.astype(dtype)
+    add_to_diagonal(lhs, systems.shift)
+    return lhs, systems.b0
+
+
 def _row_terms(systems: Systems, z: Array) -> float:
-    """Return the quadratic form of base and ridge, less the linear entries' part."""
+    """Return the quadratic form of base and ridge, less the part of the right-hand side ``b0``."""
     total = _total(systems.shift[:, None] * z * z)
     if systems.base is not None:
         total += _total(z * (z @ systems.base))
     if systems.b0 is not None:
         total -= 2 * _total(z * systems.b0)
+    return total
+
+
+def _penalty(xp: Any, problem: LoadedProblem, held: FixedSide, factors: Array) -> float:
+    """Return what the rows' ridge and prior add to the objective."""
+    total = 0.0
+    if not isinstance(problem.ridge, float) or problem.ridge:
+        with np.errstate(over="ignore"):
+            squares = row_dots(xp, factors, factors).astype(xp.float64)
+            total = float((problem.ridge * squares).sum())
+    return total + _prior_terms(held, slice(None), factors)
+
+
+def _prior_terms(held: FixedSide, rows: Any, x: Array) -> float:
+    """Return ``x^T base x - 2 x . rhs`` of a prior, over rows of factors ``x``."""
+    total = 0.0
+    if held.prior_base is not None:
+        total += _total(x * (x @ held.prior_base))
+    if held.rhs is not None:
+        total -= 2 * _total(x * (held.rhs if held.rhs.ndim == 1 else held.rhs[rows]))
     return total
 
 
@@ -349,84 +439,3 @@ def _relative(xp: Any, misfit: Array, rhs: Array) -> Array:
 
 def _total(array: Array) -> float:
     return float(array.sum(dtype="float64"))
-
-
-def solve_side(
-    backend: Backend,
-    problem: RowProblem,
-    fixed: Array,
-    solved: Array,
-    solver: Solver,
-    *,
-    bias: bool = False,
-    frame: Frame | None = None,
-) -> HalfSweepStats:
-    """Run one half-sweep on the device; with ``bias`` the last columns are biases.
-
-    The partner of the solved side's bias is 1, and the fixed side's bias is taken off the targets.
-    """
-    whole = [(slice(None), problem)]
-    return solve_parts(backend, whole, fixed, solved, solver, bias=bias, frame=frame)
-
-
-def solve_parts(
-    backend: Backend,
-    parts: Iterable[tuple[slice, RowProblem]],
-    fixed: Array,
-    solved: Array,
-    solver: Solver,
-    *,
-    bias: bool = False,
-    frame: Frame | None = None,
-    gram: Array | None = None,
-) -> HalfSweepStats:
-    """Run one half-sweep whose rows come in parts; see :func:`solve_side`.
-
-    ``gram`` is ``fixed^T fixed`` in float64, if that is known already.
-    """
-    offset = None
-    if bias:
-        offset = fixed[:, -1].copy()
-        fixed = fixed.copy()
-        fixed[:, -1] = 1
-    stats = HalfSweepStats()
-    for place, problem in parts:
-        if bias:
-            problem = problem.with_offset(offset)
-        if frame is None:
-            rotate = not isinstance(solver, NonNegative)
-            frame = make_frame(backend, problem, fixed, rotate=rotate, known_gram=gram)
-        own = replace(frame, ridge=problem.ridge)
-        stats.add(half_sweep(backend, problem, own, solved[place], solver))
-        stats.penalty += _penalty(backend.xp, problem, solved[place])
-    return stats
-
-
-def _penalty(xp: Any, problem: RowProblem, factors: Array) -> float:
-    """Return ``sum_u ridge_u |x_u|^2``."""
-    if isinstance(problem.ridge, float) and problem.ridge == 0:
-        return 0.0
-    with np.errstate(over="ignore"):
-        squares = row_dots(xp, factors, factors).astype(xp.float64)
-        return float((problem.ridge * squares).sum())
-
-
-def hold_fixed(backend, objective, side, fixed, ridge, *, rotate=True, bias=False, gram=None):  # type: ignore
-    offset = None
-    if bias:
-        offset = fixed[:, -1].copy()
-        fixed = fixed.copy()
-        fixed[:, -1] = 1
-    one = ridge.smallest if ridge.uniform else backend.xp.full(1, ridge.smallest)
-    stand_in = RowProblem(None, None, None, objective.base_weight, one, None, True)  # type: ignore
-    return offset, make_frame(backend, stand_in, fixed, rotate=rotate, known_gram=gram)
-
-
-def solve_rows(backend, problem, held, solved, solver):  # type: ignore
-    offset, frame = held
-    if offset is not None:
-        problem = problem.with_offset(offset)
-    frame = replace(frame, ridge=problem.ridge)
-    stats = half_sweep(backend, problem, frame, solved, solver)
-    stats.penalty += _penalty(backend.xp, problem, solved)
-    return stats

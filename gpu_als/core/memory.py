@@ -27,8 +27,6 @@ more."""
 ROW_BYTES = 40  # of each row: where it and its entries of confidence 1 begin, its place in the
 # order and the order; its check
 _INDEX_BYTES = 4
-_TEMPORARIES = 3, 0
-"""Arrays of values, beyond what stays, while weights are worked out: with a base, without."""
 _SPLIT_FROM = 8192
 """Entries up to which no row is split."""
 DEVICE_BLOCK = 1 << 25
@@ -122,8 +120,8 @@ class FitShape:
 
     @property
     def temporary_bytes(self) -> int:
-        """Bytes of an entry that weights take besides while they are worked out."""
-        return _TEMPORARIES[0 if self.base else 1] * self.value_bytes
+        """Bytes of an entry's value, beyond those of its index, which follows once it is gone."""
+        return max(0, self.value_bytes - _INDEX_BYTES)
 
     @property
     def frame_bytes(self) -> int:

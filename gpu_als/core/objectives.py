@@ -1,13 +1,13 @@
 """From interactions to row problems: one small class per objective.
 
 Each objective states what it minimises, in the notation ``r_ui`` for a stored value, ``x_u`` and
-``y_i`` for the factors and ``s_ui = x_u . y_i`` for their product, and turns the stored entries
-of one side into a :class:`~gpu_als.core.problem.RowProblem`.
+``y_i`` for the factors and ``s_ui = x_u . y_i`` for their product, and declares what its rows'
+systems are made of. :func:`row_problem` turns the stored entries of one side into a
+:class:`~gpu_als.core.problem.RowProblem`, the same way for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -16,51 +16,157 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.core.packing import pack_rows
-from gpu_als.core.problem import Array, RowProblem, SparseRows
-from gpu_als.data.csr import cut_rows
+from gpu_als.core.problem import NO_PRIOR, Array, Prior, RowProblem, SparseRows
+from gpu_als.data.csr import partition_rows
+from gpu_als.errors import InputError
 
-__all__ = ["IALS", "Dense", "Explicit", "Implicit", "Objective", "count_entries"]
+__all__ = ["IALS", "Dense", "Explicit", "Implicit", "Objective", "row_problem"]
 
 _BLOCK = 1 << 20
 """Entries looked at together, so that what that takes is small beside the entries."""
 
 
 class Objective(Protocol):
-    """What the training loop asks of an objective."""
+    """What a fit asks of an objective.
+
+    One that is declared as a subclass gets the defaults: squared loss over observed entries of
+    weight 1, no base and no prior.
+    """
 
     @property
     def base_weight(self) -> float:
         """The base of all rows is so many times ``fixed^T fixed``; 0 where they have none."""
+        return 0.0
+
+    @property
+    def weighted(self) -> bool:
+        """Whether entries have gram weights other than 1 by their values."""
+        return False
+
+    @property
+    def rhs_only(self) -> bool:
+        """Whether many entries may have gram weight 0, and so no share in a row's matrix."""
+        return False
+
+    @property
+    def squared_loss(self) -> bool:
+        """See :class:`~gpu_als.core.problem.RowProblem`."""
+        return True
+
+    def entry_weights(
+        self, xp: Any, values: Array, weights: Array | None
+    ) -> tuple[Array | None, Array]:
+        """Return gram weights ``g`` (None: all 1) and target weights ``t``, elementwise.
+
+        Parameters
+        ----------
+        xp : module
+            Array module of the entries.
+        values, weights : array, shape (n,)
+            Stored values, and observation weights if there are any.
+        """
+        return weights, values if weights is None else weights * values
+
+    def ridge(self, counts: np.ndarray, n_fixed: int, side: str) -> float | np.ndarray:
+        """Return one ridge for all rows, or one for each, float64, shape (n_rows,).
+
+        Parameters
+        ----------
+        counts : int64 array, shape (n_rows,)
+            Stored entries of each row.
+        n_fixed : int
+            Rows of the other side.
+        side : {"users", "items"}
+        """
         ...
 
-    def row_problem(
-        self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
-    ) -> RowProblem:
-        """Return the problem of the side whose entries are ``rows`` ("users" or "items")."""
-        ...
+    def prior(self, side: str) -> Prior:
+        """Return what pulls on the rows of a side besides; asked for before every half-sweep."""
+        return NO_PRIOR
 
-    def constant(self, rows: SparseRows | np.ndarray) -> float:
+    def constant(self, rows: SparseRows) -> float:
         """Return the part of the loss that no factor changes and half-sweeps leave out."""
-        ...
+        return 0.0
 
 
-def count_entries(rows: SparseRows) -> np.ndarray:
-    """Return the number of stored entries of each row, int64, shape (n_rows,)."""
-    return np.diff(rows.indptr)
+def row_problem(
+    objective: Objective, rows: SparseRows, n_factors: int, batch_elements: int, side: str
+) -> RowProblem:
+    """Return the problem of some rows of a side ("users" or "items").
+
+    Parameters
+    ----------
+    objective : Objective
+    rows : SparseRows
+        Its stored entries, or a dense matrix.
+    n_factors : int
+    batch_elements : int
+        Array elements that one batch may use.
+
+    Raises
+    ------
+    InputError
+        A ridge, or the weight of the base, is beyond the dtype of the values.
+    """
+    ridge = objective.ridge(rows.counts, rows.n_fixed, side)
+    _check_scale(objective, ridge, rows.values.dtype)
+    gram, rhs_only, indefinite = _split(objective, rows)
+    overhead = 0
+    if rows.dense is not None:  # every cell is a right-hand side of the base's system
+        rhs_only, overhead = rows.dense, 2 * rows.n_fixed
+    packing = pack_rows(
+        gram.counts, n_factors, batch_elements, indefinite=indefinite, row_overhead=overhead
+    )
+    if rhs_only is not None:
+        rhs_only = rhs_only[packing.places]
+    return RowProblem(
+        gram, packing, objective.entry_weights, ridge, rhs_only, objective.squared_loss,
+        rows.dense is not None,
+    )  # fmt: skip
 
 
-def _by_side(value: float | tuple[float, float], side: str) -> float:
-    return float(value[0 if side == "users" else 1] if isinstance(value, tuple) else value)
+def _split(
+    objective: Objective, rows: SparseRows
+) -> tuple[SparseRows, sp.csr_matrix | None, np.ndarray | None]:
+    """Set the entries whose gram weight is 0 apart, as a matrix of their target weights.
 
-
-def row_problem(objective, rows, n_factors, batch_elements, side):  # type: ignore
-    problem = objective.row_problem(rows, n_factors, batch_elements, side)
-    problem.check_scale(rows.values.dtype)
-    return problem
+    Returns the other entries, that matrix, and which rows have a negative gram weight, shape
+    (n_rows,); None for nothing of the kind.
+    """
+    if rows.weights is None and not objective.weighted:
+        return rows, None, None
+    nnz = len(rows.values)
+    zero, negative = np.zeros(nnz, bool), np.zeros(nnz, bool)
+    targets = []
+    for start in range(0, nnz, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        weights = None if rows.weights is None else rows.weights[part]
+        g, t = objective.entry_weights(np, rows.values[part], weights)
+        if g is not None:
+            zero[part], negative[part] = g == 0, g < 0
+            targets.append(t[zero[part]])
+    rhs_only = None
+    if zero.any():
+        before, kept = _flagged_before(zero, rows.indptr), ~zero
+        rhs_only = sp.csr_matrix(
+            (np.concatenate(targets), rows.indices[zero], before), shape=(rows.n_rows, rows.n_fixed)
+        )
+        rows = SparseRows(
+            rows.indptr - before,
+            rows.indices[kept],
+            rows.values[kept],
+            None if rows.weights is None else rows.weights[kept],
+            rows.n_fixed,
+        )
+        negative = negative[kept]
+    indefinite = None
+    if negative.any():
+        indefinite = np.diff(_flagged_before(negative, rows.indptr)) > 0
+    return rows, rhs_only, indefinite
 
 
 @dataclass(frozen=True)
-class Explicit:
+class Explicit(Objective):
     """Ratings, observed entries only.
 
         sum_observed w_ui (r_ui - mean - b_u - b_i - s_ui)^2
@@ -88,49 +194,21 @@ class Explicit:
     count_scaled: bool = True
     mean: float = 0.0
 
-    weighted = False
-
-    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
-        """Shim."""
-        ridge: Any = _by_side(self.regularization, side)
-        return ridge * np.maximum(counts, 1) if self.count_scaled else ridge
-
-    @property
-    def base_weight(self) -> float:
-        """See :class:`Objective`."""
-        return 0.0
-
-    def weigh(
+    def entry_weights(
         self, xp: Any, values: Array, weights: Array | None
-    ) -> tuple[Array | None, Array | None, Array]:
+    ) -> tuple[Array | None, Array]:
         """Gram weight ``w``, target weight ``w (r - mean)``."""
         centred = values - values.dtype.type(self.mean)
-        if weights is None:
-            return None, None, centred
-        root = xp.sqrt(weights)
-        return root, None, root * centred
+        return weights, centred if weights is None else weights * centred
 
-    def row_problem(
-        self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
-    ) -> RowProblem:
-        """See :class:`Objective`."""
-        assert isinstance(rows, SparseRows)
-        counts = count_entries(rows)
-        ridge: float | np.ndarray = _by_side(self.regularization, side)
-        if self.count_scaled:
-            ridge = ridge * np.maximum(counts, 1)
-        packing = pack_rows(counts, n_factors, batch_elements)
-        return RowProblem(
-            rows, packing, self.weigh, self.base_weight, ridge, None, squared_loss=True
-        )
-
-    def constant(self, rows: SparseRows | np.ndarray) -> float:
-        """See :class:`Objective`."""
-        return 0.0
+    def ridge(self, counts: np.ndarray, n_fixed: int, side: str) -> float | np.ndarray:
+        """``lambda``, or ``lambda * n_u``."""
+        ridge = _by_side(self.regularization, side)
+        return ridge * np.maximum(counts, 1) if self.count_scaled else ridge
 
 
 @dataclass(frozen=True)
-class Implicit:
+class Implicit(Objective):
     """Implicit feedback after Hu, Koren, Volinsky, with the conventions of ``implicit``.
 
         sum_all c_ui (p_ui - s_ui)^2 + lambda (|X|^2 + |Y|^2)
@@ -147,69 +225,28 @@ class Implicit:
     regularization: float
     alpha: float = 1.0
 
+    base_weight = 1.0
     weighted = True
+    rhs_only = True
+    squared_loss = False
 
-    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
-        """Shim."""
-        return float(self.regularization)
-
-    @property
-    def base_weight(self) -> float:
-        """See :class:`Objective`."""
-        return 1.0
-
-    def weigh(
-        self, xp: Any, values: Array, weights: Array | None
-    ) -> tuple[Array | None, Array | None, Array]:
-        """Never called where the gram weight is 0."""
-        gram, target = self.cell_weights(xp, values)
-        root = xp.sqrt(xp.abs(gram))
-        return root, xp.sign(gram), target / root
-
-    def cell_weights(self, xp: Any, values: Array) -> tuple[Array, Array]:
-        """Return gram weight ``abs(c) - 1`` and target weight ``max(c, 0)``."""
+    def entry_weights(self, xp: Any, values: Array, weights: Array | None) -> tuple[Array, Array]:
+        """Gram weight ``abs(c) - 1``, target weight ``max(c, 0)``."""
         confidence = values * values.dtype.type(self.alpha)
         return xp.abs(confidence) - 1, xp.maximum(confidence, 0)
 
-    def row_problem(
-        self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
-    ) -> RowProblem:
-        """See :class:`Objective`."""
-        assert isinstance(rows, SparseRows)
-        gram, linear = _split(rows, self._where(np.equal, rows.values), self.alpha)
-        negative = self._where(np.less, gram.values)
-        indefinite = np.diff(_flagged_before(negative, gram.indptr)) > 0 if negative.any() else None
-        packing = pack_rows(count_entries(gram), n_factors, batch_elements, indefinite=indefinite)
-        if linear is not None:
-            linear = linear[np.append(packing.order, packing.long_rows).astype(np.int64)]
-        return RowProblem(
-            gram,
-            packing,
-            self.weigh,
-            self.base_weight,
-            float(self.regularization),
-            linear,
-            squared_loss=False,
-        )
+    def ridge(self, counts: np.ndarray, n_fixed: int, side: str) -> float:
+        """``lambda``."""
+        return float(self.regularization)
 
-    def _where(self, compare: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
-        """Compare each value's confidence with 1, with no other array of their length."""
-        flags = np.empty(len(values), bool)
-        for start in range(0, len(values), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            confidence = np.abs(values[block] * values.dtype.type(self.alpha))
-            flags[block] = compare(confidence, 1)
-        return flags
-
-    def constant(self, rows: SparseRows | np.ndarray) -> float:
+    def constant(self, rows: SparseRows) -> float:
         """``sum c p^2``: the confidences of the liked cells."""
-        assert isinstance(rows, SparseRows)
         liked = rows.values[rows.values * self.alpha > 0]
         return float(abs(self.alpha) * np.abs(liked).sum(dtype=np.float64))
 
 
 @dataclass(frozen=True)
-class IALS:
+class IALS(Objective):
     """Implicit feedback in the form Rendle et al. call iALS.
 
         sum_observed w_ui (1 - s_ui)^2 + alpha0 sum_all s_ui^2
@@ -241,54 +278,28 @@ class IALS:
 
     weighted = True
 
-    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
-        """Shim."""
-        if not self.exponent:
-            return float(self.regularization)
-        cells = counts + self.unobserved_weight * n_fixed
-        with np.errstate(over="ignore"):
-            return self.regularization * np.where(cells > 0, cells, 1) ** self.exponent
-
     @property
     def base_weight(self) -> float:
-        """See :class:`Objective`."""
+        """``alpha0``."""
         return self.unobserved_weight
 
-    def weigh(
-        self, xp: Any, values: Array, weights: Array | None
-    ) -> tuple[Array | None, Array | None, Array]:
-        """See :class:`Objective`."""
-        root = xp.sqrt(self.cell_weights(xp, values)[0])
-        return root, None, root
-
-    def cell_weights(self, xp: Any, values: Array) -> tuple[Array, Array]:
-        """Return gram weight and target weight, both ``alpha abs(r)``."""
+    def entry_weights(self, xp: Any, values: Array, weights: Array | None) -> tuple[Array, Array]:
+        """Gram weight and target weight, both ``w``."""
         weight = xp.abs(values) * values.dtype.type(self.alpha)
         return weight, weight
 
-    def row_problem(
-        self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
-    ) -> RowProblem:
-        """See :class:`Objective`."""
-        assert isinstance(rows, SparseRows)
-        counts = count_entries(rows)
-        ridge: float | np.ndarray = float(self.regularization)
-        if self.exponent:
-            cells = counts + self.unobserved_weight * rows.n_fixed
-            with np.errstate(over="ignore"):  # an infinite ridge is refused before training
-                ridge = ridge * np.where(cells > 0, cells, 1) ** self.exponent
-        packing = pack_rows(counts, n_factors, batch_elements)
-        return RowProblem(
-            rows, packing, self.weigh, self.base_weight, ridge, None, squared_loss=True
-        )
-
-    def constant(self, rows: SparseRows | np.ndarray) -> float:
-        """See :class:`Objective`."""
-        return 0.0
+    def ridge(self, counts: np.ndarray, n_fixed: int, side: str) -> float | np.ndarray:
+        """``lambda (n_u + alpha0 n_fixed)^nu``."""
+        if not self.exponent:
+            return float(self.regularization)
+        cells = counts + self.unobserved_weight * n_fixed
+        with np.errstate(over="ignore"):  # an infinite ridge is refused
+            ridge: np.ndarray = np.where(cells > 0, cells, 1) ** self.exponent
+            return self.regularization * ridge
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Objective):
     """A dense matrix with nothing missing: ``|X - W Z^T|_F^2`` plus the ridges.
 
     No row has a system of its own: ``base = Z^T Z`` serves all, and the rows of X are right-hand
@@ -298,72 +309,37 @@ class Dense:
 
     regularization: float | tuple[float, float]
 
-    weighted = False
+    base_weight = 1.0
 
-    def ridge(self, counts: Any, n_fixed: int, side: str) -> Any:
-        """Shim."""
+    def ridge(self, counts: np.ndarray, n_fixed: int, side: str) -> float:
+        """``lambda`` of the side."""
         return _by_side(self.regularization, side)
 
-    @property
-    def base_weight(self) -> float:
-        """See :class:`Objective`."""
-        return 1.0
 
-    def weigh(
-        self, xp: Any, values: Array, weights: Array | None
-    ) -> tuple[Array | None, Array | None, Array]:
-        """Never called: no entry has a gram weight."""
-        raise AssertionError("a dense problem has no gram entries")
+def _by_side(value: float | tuple[float, float], side: str) -> float:
+    return float(value[0 if side == "users" else 1] if isinstance(value, tuple) else value)
 
-    def row_problem(
-        self, rows: SparseRows | np.ndarray, n_factors: int, batch_elements: int, side: str
-    ) -> RowProblem:
-        """See :class:`Objective`; ``rows`` is X for the users' side and X^T for the items'."""
-        dense = rows if isinstance(rows, np.ndarray) else rows.dense
-        rows = dense
-        n_rows, n_fixed = rows.shape
-        none = SparseRows(
-            np.zeros(n_rows + 1, np.int64),
-            np.zeros(0, np.int32),
-            np.zeros(0, rows.dtype),
-            None,
-            n_fixed,
+
+def _check_scale(objective: Objective, ridge: float | np.ndarray, dtype: np.dtype) -> None:
+    """Refuse ridges and bases that the factors' dtype cannot hold."""
+    limit = float(np.sqrt(np.finfo(dtype).max))
+    if not float(np.max(ridge, initial=0)) <= limit:
+        raise InputError(
+            f"regularization, scaled to rows, exceeds {limit:.0e}, what {dtype} can work with; "
+            "lower it (or its exponent) or pass dtype=numpy.float64"
         )
-        packing = pack_rows(
-            count_entries(none), n_factors, batch_elements, row_overhead=2 * n_fixed
+    weight = objective.base_weight
+    if weight and not 1 / limit <= weight <= limit:
+        raise InputError(
+            f"unobserved_weight {weight:g} is beyond what {dtype} can work with; "
+            f"keep it between {1 / limit:.0e} and {limit:.0e}"
         )
-        ridge = _by_side(self.regularization, side)
-        return RowProblem(
-            none, packing, self.weigh, self.base_weight, ridge, rows, squared_loss=True
-        )
-
-    def constant(self, rows: SparseRows | np.ndarray) -> float:
-        """See :class:`Objective`."""
-        return 0.0
-
-
-def _split(
-    rows: SparseRows, is_linear: np.ndarray, alpha: float
-) -> tuple[SparseRows, sp.csr_matrix | None]:
-    """Set the entries with gram weight 0 apart, as a matrix of their target weights."""
-    if not is_linear.any():
-        return rows, None
-    before = _flagged_before(is_linear, rows.indptr)
-    kept = ~is_linear
-    gram = SparseRows(
-        rows.indptr - before, rows.indices[kept], rows.values[kept], None, rows.n_fixed
-    )
-    targets = np.maximum(rows.values[is_linear] * rows.values.dtype.type(alpha), 0)
-    linear = sp.csr_matrix(
-        (targets, rows.indices[is_linear], before), shape=(rows.n_rows, rows.n_fixed)
-    )
-    return gram, linear
 
 
 def _flagged_before(flags: np.ndarray, indptr: np.ndarray) -> np.ndarray:
     """Return how many entries before each row are flagged, int64, shape (n_rows + 1,)."""
     before = np.zeros(len(indptr), np.int64)
-    bounds = cut_rows(np.diff(indptr), _BLOCK, 1, 0)
+    bounds = partition_rows(np.diff(indptr), _BLOCK, 1, 0)
     for first, last in pairwise(bounds):
         ends = indptr[first : last + 1]
         within = np.cumsum(flags[ends[0] : ends[-1]], dtype=np.int64)

@@ -8,8 +8,8 @@ same to the bit whatever rows are solved beside it, here or on another machine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -86,11 +86,16 @@ class Packing:
         The rows by kind and length, ``order`` followed by ``long_rows``.
     """
 
-    order: Any
+    order: np.ndarray
     batches: tuple[Batch, ...]
     long_rows: tuple[int, ...]
     segment: int
     spans: tuple[Span, ...]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """``order`` followed by ``long_rows``, int64, shape (n_rows,)."""
+        return np.append(self.order, self.long_rows).astype(np.int64)
 
 
 def row_elements(width: int, n_factors: int) -> int:

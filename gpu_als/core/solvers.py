@@ -1,16 +1,106 @@
-"""How one row's linear system is solved: small frozen option objects that say what they need."""
+"""How rows' linear systems are solved: small frozen option objects that say what they need.
+
+A half-sweep knows no solver by name. It asks what a solver declares (whether it starts from the
+former values, may choose coordinates, is exact) and hands it batches; a device looks the solver's
+``kernel`` up among those it has, and leaves the rows to the general path where there is none.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+from gpu_als.core.cg import DenseSystem, conjugate_gradient
+from gpu_als.core.linalg import eigh_solve, finite_systems
+from gpu_als.core.nnls import solve_nonnegative
+from gpu_als.core.ops import Ops
+from gpu_als.core.problem import Array
+from gpu_als.core.systems import (
+    Entries,
+    RowOperators,
+    Solution,
+    Systems,
+    dual_is_cheaper,
+    primal_system,
+    solve_dual,
+)
 from gpu_als.errors import InputError
 
 __all__ = ["Cholesky", "ConjugateGradient", "NonNegative", "Solver", "as_solver"]
 
 
+@runtime_checkable
+class Solver(Protocol):
+    """What a half-sweep asks of a solver; a subclass gets the defaults of an exact one."""
+
+    exact: bool = True
+    """Its solutions are checked: rows whose residual is large are solved again in float64."""
+    from_former: bool = False
+    """It starts from the rows' former values."""
+    rotates: bool = True
+    """The coordinates may be chosen; False where x itself is constrained."""
+    kernel: str | None = None
+    """The name under which a device has kernels for it, if any does."""
+
+    @property
+    def kernel_options(self) -> Mapping[str, int]:
+        """What the kernel is told besides: ``steps`` and ``free_columns``, 0 where left out."""
+        return {}
+
+    def solve_batch(
+        self, ops: Ops, entries: Entries, systems: Systems, start: Array | None, *, definite: bool
+    ) -> Solution:
+        """Solve a batch of rows given by their entries.
+
+        Parameters
+        ----------
+        entries : Entries
+            Those of B rows, padded to n each.
+        systems : Systems
+            The rest of the rows' systems.
+        start : array, shape (B, k), or None
+            The former values, where the solver starts from them.
+        definite : bool
+            No row has a negative gram weight.
+        """
+        ...
+
+    def solve_systems(
+        self, ops: Ops, lhs: Array, rhs: Array, start: Array | None
+    ) -> tuple[Array, Array]:
+        """Solve systems that are there as matrices.
+
+        Parameters
+        ----------
+        lhs : array, shape (B, k, k)
+        rhs : array, shape (B, k)
+        start : array, shape (B, k), or None
+
+        Returns
+        -------
+        z : array, shape (B, k)
+        failed : bool array, shape (B,)
+        """
+        ...
+
+    def solve_in_float64(self, ops: Ops, lhs: Array, rhs: Array) -> tuple[Array, Array]:
+        """Solve float64 systems of rows that failed; see :func:`~gpu_als.core.linalg.eigh_solve`.
+
+        Returns
+        -------
+        x : float64 array, shape (B, k)
+        singular : bool array, shape (B,)
+        """
+        return eigh_solve(ops.xp, lhs, rhs)
+
+    def stationary(self, xp: Any, misfit: Array, z: Array) -> Array:
+        """Return what of ``lhs z - rhs`` (B, k) is an error: all of it without constraints."""
+        return misfit
+
+
 @dataclass(frozen=True)
-class Cholesky:
+class Cholesky(Solver):
     """Exact solution by Cholesky factorisation, in the cheaper of the primal and the dual form.
 
     A row with ``n`` observations costs ``n k^2 + k^3/3`` in the primal ``(k, k)`` form and
@@ -18,9 +108,29 @@ class Cholesky:
     also the better conditioned of the two.
     """
 
+    kernel = "cholesky"
+
+    def solve_batch(
+        self, ops: Ops, entries: Entries, systems: Systems, start: Array | None, *, definite: bool
+    ) -> Solution:
+        """Take the dual form where it is cheaper; the primal one also for negative weights."""
+        if definite and systems.base is None and dual_is_cheaper(*entries.rows.shape[1:]):
+            z, failed = solve_dual(ops, entries, systems)
+            return Solution(z, entries.predict(z), failed, "dual", entries, None)
+        entries = entries.scale_rows()
+        lhs, rhs = primal_system(ops, entries, systems)
+        z, failed = ops.cholesky_solve(lhs, rhs)
+        return Solution(z, entries.predict(z), failed, "primal", entries, rhs)
+
+    def solve_systems(
+        self, ops: Ops, lhs: Array, rhs: Array, start: Array | None
+    ) -> tuple[Array, Array]:
+        """Factor and substitute."""
+        return ops.cholesky_solve(lhs, rhs)
+
 
 @dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(Solver):
     """Approximate solution by a few conjugate-gradient steps from the row's former value.
 
     Parameters
@@ -36,13 +146,36 @@ class ConjugateGradient:
 
     steps: int = 3
 
+    exact = False
+    from_former = True
+    kernel = "cg"
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"cg_steps must be at least 1, not {self.steps}")
 
+    @property
+    def kernel_options(self) -> Mapping[str, int]:
+        """The number of steps."""
+        return {"steps": self.steps}
+
+    def solve_batch(
+        self, ops: Ops, entries: Entries, systems: Systems, start: Array | None, *, definite: bool
+    ) -> Solution:
+        """Multiply by the entries, and never form their matrix."""
+        z, q = conjugate_gradient(ops.xp, RowOperators(entries, systems), start, self.steps)
+        return Solution(z, q, ~ops.xp.isfinite(z).all(axis=1), "cg", entries, None)
+
+    def solve_systems(
+        self, ops: Ops, lhs: Array, rhs: Array, start: Array | None
+    ) -> tuple[Array, Array]:
+        """Take the same steps on matrices."""
+        z, _ = conjugate_gradient(ops.xp, DenseSystem(ops.xp, lhs, rhs), start, self.steps)
+        return z, ~ops.xp.isfinite(z).all(axis=1)
+
 
 @dataclass(frozen=True)
-class NonNegative:
+class NonNegative(Solver):
     """Exact solution under ``x >= 0`` by block principal pivoting.
 
     Parameters
@@ -58,17 +191,48 @@ class NonNegative:
 
     free_columns: int = 0
 
+    rotates = False
+    kernel = "nnls"
 
-Cholesky.rotates = ConjugateGradient.rotates = True  # type: ignore
-NonNegative.rotates = False  # type: ignore
-Solver = Cholesky | ConjugateGradient | NonNegative
+    @property
+    def kernel_options(self) -> Mapping[str, int]:
+        """The number of columns that may be negative."""
+        return {"free_columns": self.free_columns}
+
+    def solve_batch(
+        self, ops: Ops, entries: Entries, systems: Systems, start: Array | None, *, definite: bool
+    ) -> Solution:
+        """Form the primal systems."""
+        entries = entries.scale_rows()
+        lhs, rhs = primal_system(ops, entries, systems)
+        z, failed = self.solve_systems(ops, lhs, rhs, start)
+        return Solution(z, entries.predict(z), failed, "nnls", entries, rhs)
+
+    def solve_systems(
+        self, ops: Ops, lhs: Array, rhs: Array, start: Array | None
+    ) -> tuple[Array, Array]:
+        """Find which coordinates are positive."""
+        return solve_nonnegative(ops, lhs, rhs, self.free_columns)
+
+    def solve_in_float64(self, ops: Ops, lhs: Array, rhs: Array) -> tuple[Array, Array]:
+        """Tell singular systems by their eigenvalues, and solve the others by pivoting."""
+        _, singular = eigh_solve(ops.xp, lhs, rhs)
+        x, failed = self.solve_systems(ops, *finite_systems(ops.xp, lhs, rhs), None)
+        singular |= failed
+        return ops.xp.where(singular[:, None], 0, x), singular
+
+    def stationary(self, xp: Any, misfit: Array, z: Array) -> Array:
+        """Return the misfit without positive gradients at ``z = 0``, which are none."""
+        bound = xp.arange(z.shape[1]) < z.shape[1] - self.free_columns
+        return xp.where(bound & (z <= 0), xp.minimum(misfit, 0), misfit)
+
 
 _NAMES: dict[str, Solver] = {"auto": Cholesky(), "cholesky": Cholesky(), "cg": ConjugateGradient()}
 
 
 def as_solver(solver: str | Solver) -> Solver:
     """Return the solver that a name or an option object stands for."""
-    if isinstance(solver, Cholesky | ConjugateGradient | NonNegative):
+    if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str) or solver not in _NAMES:
         raise InputError(

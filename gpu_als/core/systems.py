@@ -1,4 +1,4 @@
-"""Solving one padded batch of rows: gather, form the systems, solve, check.
+"""The systems of one padded batch of rows: gathered entries, and what solvers make of them.
 
 The same lines run on NumPy and CuPy. Shapes: B rows in the batch, n entries each after padding,
 k factors.
@@ -9,23 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_als.core.basis import Frame
-from gpu_als.core.cg import conjugate_gradient
-from gpu_als.core.nnls import solve_nonnegative
+from gpu_als.core.basis import FixedSide
 from gpu_als.core.ops import Ops
-from gpu_als.core.packing import Batch
-from gpu_als.core.problem import Array, RowProblem
-from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+from gpu_als.core.problem import Array, LoadedProblem
 
 __all__ = [
     "Entries",
+    "RowOperators",
+    "Solution",
     "Systems",
     "add_to_diagonal",
+    "dual_is_cheaper",
     "gather",
-    "linear_part",
     "primal_system",
     "right_hand_side",
-    "solve_batch",
+    "solve_dual",
 ]
 
 
@@ -94,16 +92,20 @@ class Systems:
     b0 : array, shape (B, k), or None
         The part of the right-hand side that comes from entries without gram weight.
     base : float64 array, shape (k, k), or None
-        Shared part of the matrix, in frames that keep it.
+        Shared part of the matrix, in coordinates that keep it.
+    columns : int
+        k.
     """
 
     shift: Array
     b0: Array | None
     base: Array | None
+    columns: int
 
     def some(self, xp: Any, places: Array) -> Systems:
         """Return some rows of the batch in float64."""
-        return Systems(_widen(xp, self.shift, places), _widen(xp, self.b0, places), self.base)
+        wide = _widen(xp, self.shift, places), _widen(xp, self.b0, places)
+        return Systems(*wide, self.base, self.columns)
 
 
 def _widen(xp: Any, array: Array | None, places: Array) -> Any:
@@ -112,25 +114,34 @@ def _widen(xp: Any, array: Array | None, places: Array) -> Any:
 
 def gather(
     ops: Ops,
-    problem: RowProblem,
-    frame: Frame,
+    problem: LoadedProblem,
+    held: FixedSide,
     starts: Array,
     counts: Array,
     width: int,
     scale: Array | None,
+    *,
+    definite: bool,
 ) -> Entries:
-    """Gather ``counts`` entries from each of ``starts`` on, padded to ``width``."""
-    xp, rows, fixed = ops.xp, problem.rows, frame.fixed
+    """Gather ``counts`` entries from each of ``starts`` on, padded to ``width``.
+
+    ``definite``: none has a negative gram weight, so they need no signs.
+    """
+    xp, fixed = ops.xp, held.basis.fixed
     places = xp.arange(width)
     where = starts[:, None] + places
     valid = places < counts[:, None]
-    xp.minimum(where, len(rows.indices) - 1, out=where)  # padding reads some entry, zeroed below
-    indices = rows.indices[where]
-    root, sign, tau = problem.weigh(
-        xp, rows.values[where], None if rows.weights is None else rows.weights[where]
-    )
-    if problem.offset is not None:
-        offset = problem.offset[indices]
+    xp.minimum(where, len(problem.indices) - 1, out=where)  # padding reads some entry, zeroed below
+    indices = problem.indices[where]
+    root, sign, tau = None, None, problem.tau[where]
+    if problem.noise is not None:
+        tau = tau + problem.noise.eps[where]
+    if problem.root is not None:
+        root = problem.root[where]
+        if not definite:
+            root, sign = xp.abs(root), xp.sign(root)
+    if held.offset is not None:
+        offset = held.offset[indices]
         tau = tau - (offset if root is None else root * offset)
     if int(counts.min()) < width:
         root = valid.astype(fixed.dtype) if root is None else root * valid
@@ -140,19 +151,6 @@ def gather(
     if scale is not None:
         gathered *= scale[:, None, :]
     return Entries(gathered, root, tau, sign)
-
-
-def linear_part(
-    problem: RowProblem, frame: Frame, place: slice, scale: Array | None
-) -> Array | None:
-    """Return ``sum t_ui y_i`` over entries without gram weight, shape (B, k).
-
-    ``place`` is the rows' place in ``problem.linear``.
-    """
-    if problem.linear is None:
-        return None
-    b0 = problem.linear[place] @ frame.fixed
-    return b0 if scale is None else b0 * scale
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class Solution:
         ``W z``, the predictions.
     failed : bool array, shape (B,)
     path : str
-        "dual", "primal", "cg" or "nnls": the way the rows went.
+        The way the rows went, in reports: "dual", "primal", "cg", "nnls".
     entries : Entries
         The batch's entries, which solving may have scaled.
     rhs : array, shape (B, k), or None
@@ -181,34 +179,8 @@ class Solution:
     rhs: Array | None
 
 
-def solve_batch(
-    ops: Ops, entries: Entries, systems: Systems, solver: Solver, batch: Batch, start: Array | None
-) -> Solution:
-    """Solve the rows of one batch.
-
-    Parameters
-    ----------
-    start : array, shape (B, k), or None
-        Where an iterative solver begins: the former values in the frame's coordinates.
-    """
-    if isinstance(solver, ConjugateGradient):
-        z, q = conjugate_gradient(ops.xp, _BatchSystem(entries, systems), start, solver.steps)
-        return Solution(z, q, ~ops.xp.isfinite(z).all(axis=1), "cg", entries, None)
-    in_dual_form = batch.definite and systems.base is None and isinstance(solver, Cholesky)
-    if in_dual_form and dual_is_cheaper(*entries.rows.shape[1:]):
-        z, failed = solve_dual(ops, entries, systems)
-        return Solution(z, entries.predict(z), failed, "dual", entries, None)
-    entries = entries.scale_rows()
-    lhs, rhs = primal_system(ops, entries, systems)
-    if isinstance(solver, NonNegative):
-        z, failed = solve_nonnegative(ops, lhs, rhs, solver.free_columns)
-        return Solution(z, entries.predict(z), failed, "nnls", entries, rhs)
-    z, failed = ops.cholesky_solve(lhs, rhs)
-    return Solution(z, entries.predict(z), failed, "primal", entries, rhs)
-
-
 @dataclass(frozen=True)
-class _BatchSystem:
+class RowOperators:
     """The rows' systems as operators, which never forms their matrices."""
 
     entries: Entries

@@ -24,7 +24,7 @@ from distributed import Future as DaskFuture
 from distributed import get_worker
 
 from gpu_als.backends import BackendChoice
-from gpu_als.core.ops import Backend
+from gpu_als.core.backend import Backend
 from gpu_als.dask.cluster import Cluster, ExchangeError
 
 __all__ = ["Group", "OnGpu", "gather", "gpu_for_nccl"]

@@ -20,7 +20,7 @@ from gpu_als.core.objectives import Objective
 from gpu_als.core.problem import SparseRows
 from gpu_als.dask.cluster import Cluster, partition_by_work
 from gpu_als.dask.engine import DaskEngine
-from gpu_als.data.csr import as_csr, cut_rows
+from gpu_als.data.csr import as_csr, partition_rows
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError, NotFiniteError
 from gpu_als.train.row_blocks import MemoryRows
@@ -149,7 +149,7 @@ class WorkerRows:
 
     def partition(self, max_bytes: int, entry_bytes: int, row_bytes: int) -> WorkerRows:
         """Return the same rows in other blocks."""
-        cuts = cut_rows(self.entries_of_rows, max_bytes, entry_bytes, row_bytes)
+        cuts = partition_rows(self.entries_of_rows, max_bytes, entry_bytes, row_bytes)
         return replace(self, bounds=cuts)
 
     def between(self, first: int, last: int) -> Future:

@@ -16,7 +16,7 @@ from dask.sizeof import sizeof
 from distributed import get_worker
 
 from gpu_als.backends import BackendChoice
-from gpu_als.core.ops import Backend
+from gpu_als.core.backend import Backend
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 from gpu_als.dask.nccl import OnGpu, gather, gpu_for_nccl

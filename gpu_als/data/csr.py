@@ -20,7 +20,7 @@ __all__ = [
     "check_csr",
     "check_index_array",
     "check_magnitude",
-    "cut_rows",
+    "partition_rows",
     "real_numbers",
     "to_host",
 ]
@@ -365,7 +365,7 @@ def _describe(csr: sp.csr_matrix, bad: np.ndarray, what: str, first_row: int = 0
     )
 
 
-def cut_rows(
+def partition_rows(
     counts: np.ndarray, most_bytes: int, entry_bytes: int, row_bytes: int
 ) -> tuple[int, ...]:
     """Cut rows into runs of at most so many bytes, or of one row.

@@ -301,11 +301,11 @@ def als_step(
     side = "users" if variable == "x" else "items"
     rows = SparseRows.from_csr(ratings if variable == "x" else sp.csr_matrix(ratings.T))
     backend = get_backend()
-    problem = Explicit(lmbda, count_scaled=False).row_problem(rows, k, backend.batch_elements, side)
+    objective = Explicit(lmbda, count_scaled=False)
     with backend.session():
         # copies: dtype and layout of our own
         on_device = backend.from_host(solved.astype(dtype, order="C"))
         held = backend.from_host(fixed.astype(dtype, order="C"))
-        solve_side(backend, backend.load(problem), held, on_device, Cholesky())
+        solve_side(backend, objective, rows, side, held, on_device, Cholesky())
         solved[...] = backend.to_host(on_device)
     return solved

@@ -8,9 +8,8 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from gpu_als.core import basis as frame
+from gpu_als.core.basis import gram
 from gpu_als.core.objectives import IALS, Implicit
-from gpu_als.core.problem import SparseRows
 from gpu_als.data.csr import as_csr, check_index_array
 from gpu_als.errors import InputError
 from gpu_als.models.factors import HasFactors
@@ -86,7 +85,7 @@ class Explains(HasFactors):
         objective = self._objective()
         if user_weights is None:
             backend = self._get_backend()
-            wide = self._on_host("YtY in float64", held, lambda _, y: frame.gram(backend, y))
+            wide = self._on_host("YtY in float64", held, lambda _, y: gram(backend, y))
             weights = factor_system(objective, row, items, wide)
         else:
             weights = check_user_weights(user_weights, items.shape[1])
@@ -112,10 +111,10 @@ def factor_system(
     gram : array, shape (k, k)
         ``items^T items``.
     """
-    problem = objective.row_problem(SparseRows.from_csr(row), items.shape[1], 1 << 20, "users")
-    weight, _ = objective.cell_weights(np, row.data.astype(np.float64))
+    weight, _ = objective.entry_weights(np, row.data.astype(np.float64), None)
+    ridge = objective.ridge(np.array([row.nnz]), len(items), "users")
     liked = items[row.indices].astype(np.float64)
-    lhs = problem.base_weight * gram + float(np.max(problem.ridge)) * np.eye(len(gram))
+    lhs = objective.base_weight * gram + float(np.max(ridge)) * np.eye(len(gram))
     lhs += liked.T @ (weight[:, None] * liked)
     try:
         factor, lower = scipy.linalg.cho_factor(lhs)
@@ -148,7 +147,7 @@ def contributions(
     Hu, Koren, Volinsky: Collaborative filtering for implicit feedback datasets, ICDM 2008,
     section 5.
     """
-    target = objective.cell_weights(np, row.data.astype(np.float64))[1]
+    target = objective.entry_weights(np, row.data.astype(np.float64), None)[1]
     liked = row.indices[target > 0]  # what was disliked pulls towards 0, not towards an item
     weighted_item = scipy.linalg.cho_solve(weights, items[itemid].astype(np.float64))
     share = (items[liked].astype(np.float64) @ weighted_item) * target[target > 0]

@@ -313,11 +313,10 @@ class ExplicitALS(StoredRatingModel, Recommends):
             matrix, matrix.shape[0], len(self.item_factors), "fold in", dtype=self.dtype
         )
         backend = self._get_backend()
-        problem = self._objective(self.global_mean).row_problem(
-            SparseRows.from_csr(matrix, weights), self._width, backend.batch_elements, "users"
-        )
+        objective, entries = self._objective(self.global_mean), SparseRows.from_csr(matrix, weights)
         items = self._with_biases(self.item_factors, self.item_biases)
-        solved = fold_in(backend, problem, items, self._solver("users"), bias=self.bias)
+        how = self._solver("users")
+        solved = fold_in(backend, objective, entries, "users", items, how, bias=self.bias)
         factors = solved[:, : self.factors]
         if not return_biases:
             return factors

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpu_als.core.backend import Backend
 from gpu_als.core.linalg import row_dots
-from gpu_als.core.ops import Backend
 from gpu_als.core.problem import Array
 from gpu_als.errors import BackendError
 from gpu_als.models.snapshots import HasSnapshots, of_one_moment
@@ -126,7 +126,7 @@ class HasFactors(HasSnapshots):
         """Take over both matrices, moved to where this model works, and other attributes."""
         backend = self._get_backend()
         users, items = (
-            None if factors is None else backend.hold(factors) for factors in (users, items)
+            None if factors is None else backend.to_device(factors) for factors in (users, items)
         )
         with self._writing:
             self._publish(_factors=(users, items), **others)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.core.basis import Frame, make_frame
+from gpu_als.core.backend import Backend
+from gpu_als.core.basis import FixedSide, SideRidge
+from gpu_als.core.half_sweep import hold_fixed
 from gpu_als.core.objectives import IALS, Implicit
-from gpu_als.core.ops import Backend
-from gpu_als.core.problem import RowProblem, SparseRows
+from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Cholesky
 from gpu_als.data.csr import as_csr, check_index_array, check_magnitude
 from gpu_als.errors import InputError
@@ -150,24 +151,23 @@ class SolvesNewRows(HasFactors):
         entries = SparseRows.from_csr(rows)
         with backend.session():
             on_device = self._on_device(backend, partner, fixed)
-            problem = objective.row_problem(entries, fixed.shape[1], backend.batch_elements, side)
-            frame = self._frame(backend, objective, problem, partner, fixed)
-            return fold_in(backend, problem, on_device, Cholesky(), frame=frame)
+            known = self._held(backend, objective, side, partner, fixed)
+            return fold_in(backend, objective, entries, side, on_device, Cholesky(), held=known)
 
-    def _frame(
-        self, backend: Backend, objective: Any, problem: RowProblem, partner: str, fixed: Any
-    ) -> Frame | None:
-        """Return the coordinates of a half-sweep, from the last time; None if rows differ in them.
+    def _held(
+        self, backend: Backend, objective: Any, side: str, partner: str, fixed: Any
+    ) -> FixedSide:
+        """Return the fixed side as half-sweeps hold it, from the last time.
 
         That saves a pass over all of the other side for every few rows.
         """
-        if not isinstance(problem.ridge, float):
-            return None
+        # No row has a smaller ridge than one without entries.
+        ridge = SideRidge.of(objective.ridge(np.zeros(1, np.int64), len(fixed), side))
         return self._derive(
-            f"frame of {partner}",
+            f"{partner} held",
             fixed,
-            lambda _: make_frame(
-                backend, problem, self._on_device(backend, partner, fixed), rotate=True
+            lambda _: hold_fixed(
+                backend, objective, side, self._on_device(backend, partner, fixed), ridge
             ),
             given=(backend.name, objective),
         )
@@ -192,7 +192,7 @@ class SolvesNewRows(HasFactors):
                 grown[: len(former)] = backend.from_host(former)
                 grown[backend.from_host(numbers)] = backend.from_host(solved)
                 both = list(self._factors)
-                both[place] = backend.hold(grown)
+                both[place] = backend.to_device(grown)
                 self._publish(_factors=(both[0], both[1]))
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import BackendChoice
+from gpu_als.core.backend import Backend
 from gpu_als.core.objectives import IALS, Implicit
-from gpu_als.core.ops import Backend
 from gpu_als.core.problem import Array, SparseRows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, Solver
 from gpu_als.data.splits import check_random_state

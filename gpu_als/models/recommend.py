@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.core.ops import Backend
+from gpu_als.core.backend import Backend
 from gpu_als.core.problem import Array
 from gpu_als.data.csr import as_csr, check_index_array
 from gpu_als.errors import InputError

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.core.basis import Frame
+from gpu_als.core.backend import Backend
+from gpu_als.core.basis import FixedSide
 from gpu_als.core.half_sweep import solve_side
-from gpu_als.core.ops import Backend
-from gpu_als.core.problem import RowProblem
+from gpu_als.core.objectives import Objective
+from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Solver
 from gpu_als.data.csr import as_csr, check_magnitude, real_numbers
 from gpu_als.errors import InputError
@@ -20,22 +21,24 @@ __all__ = ["aligned_weights", "fold_in", "weighted_sum"]
 
 def fold_in(
     backend: Backend,
-    problem: RowProblem,
+    objective: Objective,
+    rows: SparseRows,
+    side: str,
     fixed: Any,
     solver: Solver,
     *,
     bias: bool = False,
-    frame: Frame | None = None,
+    held: FixedSide | None = None,
 ) -> np.ndarray:
     """Solve rows that training has not seen, exactly as a half-sweep would.
 
     Parameters
     ----------
-    problem : RowProblem
-        Of the new rows, on the host.
+    rows : SparseRows
+        The new rows, on the host.
     fixed : array, shape (n_fixed, k)
         Trained factors of the other side, anywhere.
-    bias, frame
+    side, bias, held
         As :func:`~gpu_als.core.half_sweep.solve_side` takes them.
 
     Returns
@@ -45,10 +48,8 @@ def fold_in(
     """
     with backend.session():
         on_device = backend.from_host(fixed)
-        shape = problem.rows.n_rows, on_device.shape[1]
-        solved = backend.xp.zeros(shape, on_device.dtype)
-        loaded = backend.load(problem)
-        solve_side(backend, loaded, on_device, solved, solver, bias=bias, frame=frame)
+        solved = backend.xp.zeros((rows.n_rows, on_device.shape[1]), on_device.dtype)
+        solve_side(backend, objective, rows, side, on_device, solved, solver, bias=bias, held=held)
         return backend.to_host(solved)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_als.core.ops import Backend
+from gpu_als.core.backend import Backend
 from gpu_als.core.problem import Array
 from gpu_als.data.csr import check_index_array
 from gpu_als.models.factors import HasFactors, norms

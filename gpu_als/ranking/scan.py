@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu_als.core.ops import Backend
+from gpu_als.core.backend import Backend
 from gpu_als.core.problem import Array
 
 __all__ = ["Best", "Candidates", "Cut", "block_height", "cut", "scan", "scan_one"]

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpu_als.backends import BackendChoice
+from gpu_als.core.backend import Backend
 from gpu_als.core.basis import SideRidge
 from gpu_als.core.half_sweep import hold_fixed, solve_rows
 from gpu_als.core.memory import FitShape, plan_device
 from gpu_als.core.objectives import Objective, row_problem
-from gpu_als.core.ops import Backend, one_ahead
-from gpu_als.core.problem import Array
+from gpu_als.core.ops import prefetch
+from gpu_als.core.problem import Array, LoadedProblem
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 from gpu_als.train.row_blocks import RowBlocks
@@ -188,11 +189,18 @@ class Side:
         if cut is not None:
             self.rows = self.rows.partition(*cut)
         self._kept = {}
-        in_memory = self.rows.nbytes > 0 or not (self._streamed or backend.room() is None)
+        in_memory = self.rows.nbytes > 0 or not (
+            self._streamed or backend.available_memory() is None
+        )
         self._room = float("inf") if in_memory else HOST_BYTES
         if in_memory and not self._streamed:
             for number in range(self.n_blocks):
                 self._problem(number)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the systems of rows share a base."""
+        return self.objective.base_weight != 0 or self.objective.prior(self.name).base is not None
 
     @property
     def n_blocks(self) -> int:
@@ -214,26 +222,26 @@ class Side:
             The last column of the factors holds biases.
         """
         backend, stats = self._backend, HalfSweepStats()
-        how = {"rotate": solver.rotates, "bias": bias}
-        held = hold_fixed(backend, self.objective, self.name, fixed, self.ridge, **how)
-        for place, problem in self.problems():
-            stats.add(solve_rows(backend, problem, held, solved[place], solver))
+        held = hold_fixed(
+            backend, self.objective, self.name, fixed, self.ridge, rotate=solver.rotates, bias=bias
+        )
+        first = self.rows.bounds[0]
+        for (begin, end), problem in zip(pairwise(self.rows.bounds), self.problems(), strict=True):
+            place = solved[begin - first : end - first]
+            own = held.of_rows(slice(begin, end))
+            stats.add(solve_rows(backend, problem, own, place, solver))
         return stats
 
-    def problems(self) -> Iterator[tuple[slice, Any]]:
-        """Yield the problem of each block on the device, and which of these rows it has."""
+    def problems(self) -> Iterator[LoadedProblem]:
+        """Yield the problem of each block on the device."""
         assert self._kept is not None
         makers = [partial(self._problem, number) for number in range(self.n_blocks)]
-        problems: Iterator[Any]
         if self._streamed:
-            problems = self._backend.load_ahead(makers)
+            yield from self._backend.load_ahead(makers)
         elif len(self._kept) == len(makers):
-            problems = (make() for make in makers)
+            yield from (make() for make in makers)
         else:
-            problems = one_ahead(makers)
-        first = self.rows.bounds[0]
-        places = (slice(begin - first, end - first) for begin, end in pairwise(self.rows.bounds))
-        yield from zip(places, problems, strict=True)
+            yield from prefetch(makers)
 
     def _problem(self, number: int) -> Any:
         """Return a block's problem where it is kept: on the device, or on the host if streamed."""
@@ -288,7 +296,7 @@ def plan_blocks(
         Arguments of :meth:`RowBlocks.partition`; None where all data stay on the device, or the
         device is the host.
     """
-    memory = backend.room()
+    memory = backend.available_memory()
     if memory is None:
         return None
     counts = [side.rows.counts() for side in sides]
@@ -301,9 +309,9 @@ def plan_blocks(
         max(int(each.max(initial=0)) for each in counts),
         copies,
         bias,
-        base=objective.base_weight != 0,
+        base=any(side.has_base for side in sides),
         weighted=objective.weighted or any(side.rows.weighted for side in sides),
-        ones=float(objective.weighted),
+        ones=float(objective.rhs_only),
         half=backend.stores_half,
     )
     plan = plan_device(needs, *memory)

@@ -438,7 +438,10 @@ def _data(
     """Return the bytes of the data in memory, and of what is there besides while it is loaded."""
     entry = _entry_bytes(shape, from_shards)
     set_apart = round(entry * shape.ones) + 1  # put in order; which ones they are
-    copied = entry if shape.ones else 0
+    copied = float(entry if shape.ones else 0)
+    if threads:  # the entries' weights, beside their values
+        weights = (2 if shape.weighted else 1) * shape.value_bytes
+        copied += (1 - shape.ones) * weights
     rows = (shape.users + shape.items) * _ROW_BYTES
     if from_shards:
         part = _PART_ENTRIES
@@ -446,21 +449,21 @@ def _data(
             part = min(part, part_bytes // shape.entry_bytes)
         part = max(part, shape.longest)
         if part >= shape.entries:  # both sides are one part each, which stays
-            return rows + shape.entries * (2 * (entry + copied) + set_apart), 0
+            return rows + round(shape.entries * (2 * (entry + copied) + set_apart)), 0
         # One is in use while the next is made ready; where nothing is done with the next one's
         # entries, the maps of them take no memory.
         ahead = min(part, shape.entries - part)
         mapped = part + ahead
         if not shape.base and shape.value_bytes == _STORED_BYTES:
             mapped = part
-        return rows + mapped * entry + (part + ahead) * copied + ahead * set_apart, 0
+        return rows + mapped * entry + round((part + ahead) * copied) + ahead * set_apart, 0
     held = 2 * shape.entries * entry + rows
     if threads:
-        return held + 2 * shape.entries * copied, shape.entries * set_apart
+        return held + round(2 * shape.entries * copied), shape.entries * set_apart
     if part_bytes is None:
-        return held, shape.entries * (copied + set_apart)
+        return held, round(shape.entries * (copied + set_apart))
     part = part_bytes // shape.entry_bytes
-    return held + part * (2 * copied + set_apart), 0
+    return held + round(part * (2 * copied + set_apart)), 0
 
 
 def _entry_bytes(shape: FitShape, from_shards: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from gpu_als.core.problem import SparseRows
-from gpu_als.data.csr import as_csr, cut_rows
+from gpu_als.data.csr import as_csr, partition_rows
 from gpu_als.data.shards import Shard
 
 __all__ = ["MemoryRows", "RowBlocks", "ShardRows", "add_hashes", "hash_arrays", "hash_entries"]
@@ -117,7 +117,7 @@ class MemoryRows:
 
     def partition(self, max_bytes: int, entry_bytes: int, row_bytes: int) -> MemoryRows:
         """Return the same rows in other blocks."""
-        cuts = cut_rows(self.counts(), max_bytes, entry_bytes, row_bytes)
+        cuts = partition_rows(self.counts(), max_bytes, entry_bytes, row_bytes)
         return replace(self, bounds=tuple(self.bounds[0] + cut for cut in cuts))
 
     def between(self, first: int, last: int) -> MemoryRows:
@@ -201,7 +201,7 @@ class ShardRows:
         first, last = self.bounds[0], self.bounds[-1]
 
         def cut_between(begin: int, end: int) -> list[int]:
-            cuts = cut_rows(self.entries_of_rows[begin - first : end - first], *how)
+            cuts = partition_rows(self.entries_of_rows[begin - first : end - first], *how)
             return [begin + cut for cut in cuts[1:]]
 
         def are_one_block(begin: int, end: int) -> bool:

@@ -5,14 +5,12 @@ import os
 import platform
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy
 
 from gpu_als.cli import main
-from gpu_als.errors import BackendError
 
 SMALL = ["--users", "400", "--items", "150", "--ratings", "20000", "--backend", "numpy"]
 
@@ -62,36 +60,3 @@ def test_info(capsys):
     assert (found["gpu"] is None) == (found["gpu_problem"] is not None)
     assert main(["info"]) == 0
     assert np.__version__ in capsys.readouterr().out
-
-
-def use_backend(monkeypatch, backend):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr("gpu_als.backends.get_backend", backend)
-
-
-def test_info_shows_the_gpu(monkeypatch, capsys):
-    runtime = SimpleNamespace(
-        getDevice=lambda: 0,
-        getDeviceCount=lambda: 2,
-        runtimeGetVersion=lambda: 12090,
-        driverGetVersion=lambda: 13000,
-        getDeviceProperties=lambda _: {"totalGlobalMem": 80 * 2**30, "major": 9, "minor": 0},
-    )
-    xp = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
-    use_backend(monkeypatch, lambda name: SimpleNamespace(xp=xp, device="Some GPU"))
-    assert main(["info"]) == 0
-    shown = capsys.readouterr().out
-    for text in ("Some GPU", "80.0 GiB", "9.0", "cupy, on the GPU"):
-        assert text in shown
-
-
-def test_info_says_why_no_gpu_is_used(monkeypatch, capsys):
-    def refuse(name):
-        raise BackendError("backend 'cupy' found no usable GPU (no driver)")
-
-    use_backend(monkeypatch, refuse)
-    assert main(["info"]) == 0
-    assert "no usable GPU (no driver)" in capsys.readouterr().out
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["info"]) == 0
-    assert "pip install 'gpu-als[cuda13]'" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 
 from contract.common import PLAYS, assert_agree, exact_rows, fitted, make, on_host
 from gpu_als import AlternatingLeastSquares, backends
-from gpu_als.errors import InputError
+from gpu_als.errors import InputError, NoGpuError
 
 PARAMETERS = {
     "factors": 100,
@@ -79,8 +79,12 @@ def test_use_native_changes_nothing():
 
 @pytest.mark.parametrize("there", [False, True])
 def test_without_use_gpu_a_gpu_is_taken_where_there_is_one(monkeypatch, there):
-    monkeypatch.setattr(backends, "cuda_is_usable", lambda: there)
-    monkeypatch.setattr(backends, "_cupy_backend", lambda precision: "the GPU's")
+    def gpu(precision):
+        if not there:
+            raise NoGpuError("none")
+        return "the GPU's"
+
+    monkeypatch.setattr(backends, "_cupy_backend", gpu)
     found = make(use_gpu=None)._get_backend()
     assert (found == "the GPU's") == there
 

@@ -20,7 +20,7 @@ from contract.common import (
     trained,
 )
 from gpu_als import backends
-from gpu_als.errors import BackendError
+from gpu_als.errors import BackendError, NoGpuError
 
 USERS = np.array([0, 3, 77, 149])
 
@@ -30,7 +30,7 @@ def no_gpu(monkeypatch):
     """Return a function that takes the GPU away."""
 
     def fail(precision="float32"):
-        raise BackendError("backend 'cupy' found no usable GPU")
+        raise NoGpuError("backend 'cupy' found no usable GPU")
 
     return lambda: monkeypatch.setattr(backends, "_cupy_backend", fail)
 

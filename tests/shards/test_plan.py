@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als.data.csr import cut_rows
+from gpu_als.data.csr import partition_rows
 from gpu_als.data.shards.entries import combine
 from gpu_als.data.shards.plan import Parts, shard_bounds
 from gpu_als.errors import InputError
@@ -41,7 +41,7 @@ def test_indices_are_wide_only_where_they_have_to_be():
 def test_the_bytes_of_a_row_may_be_more_than_32_bits_number():
     """Where the counts of the entries are not; each of these rows takes 3 GB."""
     counts = np.full(5, 2**28, np.int32)
-    assert cut_rows(counts, 7 * 10**9, 12, 40) == (0, 2, 4, 5)
+    assert partition_rows(counts, 7 * 10**9, 12, 40) == (0, 2, 4, 5)
 
 
 @BY_HYPOTHESIS

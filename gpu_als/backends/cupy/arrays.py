@@ -9,7 +9,7 @@ import numpy as np
 from gpu_als.core.memory import CONVERTED_ROWS
 from gpu_als.core.problem import Array
 
-__all__ = ["Matrix", "multiply_each"]
+__all__ = ["Matrix", "rowwise_matmul"]
 
 
 class Matrix:
@@ -70,7 +70,7 @@ class Matrix:
         return f"Matrix(shape={self.shape}, dtype={self.dtype}, on the GPU)"
 
 
-def multiply_each(xp: Any, rows: Array, matrix: Array) -> Array:
+def rowwise_matmul(xp: Any, rows: Array, matrix: Array) -> Array:
     """Return ``rows @ matrix``, block by block.
 
     All blocks have one shape and layout: cuBLAS picks its kernel by these, and kernels differ in

@@ -1,7 +1,7 @@
 """The CuPy backend: the shared row solver on a CUDA GPU.
 
-Rows are solved by kernels of our own (fused.py) where they fit. The others take the general path,
-one batch after another: gather, batched matrix products for the Grams, cuSOLVER for the systems.
+Rows are solved by kernels of our own (row_kernels.py) where they fit. The others take the general
+path, one batch after another: gather, batched matrix products for the Grams, cuSOLVER for systems.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends.cupy.arrays import Matrix, multiply_each
+from gpu_als.backends.cupy.arrays import Matrix, rowwise_matmul
+from gpu_als.backends.cupy.device import current_device, device_needed, load_libraries
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits
-from gpu_als.backends.cupy.nvrtc import KernelError, Kernels, Macros
-from gpu_als.backends.cupy.rhs_only import KERNELS, load_linear
-from gpu_als.backends.cupy.row_kernels import DeviceProblem, Fused, SideBySide
+from gpu_als.backends.cupy.nvrtc import Kernels, Macros
+from gpu_als.backends.cupy.rhs_only import KERNELS, load_rhs_only
+from gpu_als.backends.cupy.row_kernels import RowKernels, StreamPool
 from gpu_als.backends.cupy.top_k import FusedTopK
-from gpu_als.core.basis import Frame
+from gpu_als.core.basis import FixedSide
 from gpu_als.core.memory import DEVICE_BLOCK, batch_bytes, device_batch_elements
-from gpu_als.core.ops import R, T, one_ahead
+from gpu_als.core.ops import R, T, prefetch
 from gpu_als.core.packing import pack_rows
-from gpu_als.core.problem import Array, RowProblem, SparseRows
+from gpu_als.core.problem import Array, LoadedProblem, RowProblem, load_problem
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, Solver
 from gpu_als.core.stats import HalfSweepStats
 from gpu_als.errors import BackendError
 
 __all__ = ["CupyBackend"]
 
-_INSTALL = "install it with pip install 'gpu-als[cuda13]' (or [cuda12] for a CUDA 12 driver)"
 _LARGE = 1 << 26
 """Bytes of values, from which on memory that copies went through is given back."""
 _made: dict[tuple[int, str], CupyBackend] = {}
@@ -51,41 +51,33 @@ class CupyBackend:
 
     Attributes
     ----------
-    fused : Fused or None
-        What launches the kernels; None without them, and from the first that does not compile.
+    kernels : Kernels
+        Ours; not usable without ``fused``, and from the first that fails.
+    row_kernels : RowKernels
+        What launches those of half-sweeps.
     limits : DeviceLimits
 
     Raises
     ------
     BackendError
-        CuPy is not installed, or there is no GPU it can use.
+        CuPy is not installed or does not work, or there is no GPU it can use.
     """
 
     name = "cupy"
     block_elements = DEVICE_BLOCK
 
     def __init__(self, precision: str = "float32", *, fused: bool = True) -> None:
-        try:
-            import cupy
-        except ImportError as error:
-            raise BackendError(
-                f"backend 'cupy' needs CuPy, which cannot be imported ({error}); {_INSTALL}, or "
-                "use backend='numpy'"
-            ) from error
-        try:
-            self._number = cupy.cuda.runtime.getDevice()
+        cupy, self._number = current_device()
+        with device_needed():
             properties = cupy.cuda.runtime.getDeviceProperties(self._number)
             # The first that needs the device itself; each backend keeps its streams, since what
             # CuPy's pool holds for a stream serves no other.
             self._copying = cupy.cuda.Stream(non_blocking=True)
-            streams = SideBySide(cupy)
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise BackendError(
-                f"backend 'cupy' found no usable GPU ({error}); check that nvidia-smi lists one "
-                "and that its driver supports the installed CuPy's CUDA version, or use "
-                "backend='numpy'"
-            ) from error
+            streams = StreamPool(cupy)
         self.xp: Any = cupy
+        self._failures: tuple[type[Exception], ...] = ()
+        with self.session():
+            self._failures = load_libraries(cupy)
         self.device = properties["name"].decode()
         self.batch_elements = device_batch_elements(properties["totalGlobalMem"])
         self._held: dict[str, int] = {}
@@ -95,35 +87,28 @@ class CupyBackend:
             properties["sharedMemPerBlockOptin"],
             properties["sharedMemPerMultiprocessor"],
         )
-        self._kernels = Kernels(cupy, architecture)
+        self.kernels = Kernels(cupy, architecture, usable=fused)
         self._top_k = FusedTopK(
             cupy,
             self.limits,
             properties["multiProcessorCount"],
-            lambda file, function, macros: self._kernels.get(file, macros, function),
+            lambda file, function, macros: self.kernels.get(file, macros, function),
         )
         self.stores_half = precision == "float16"
-        self.fused: Fused | None = None
-        if fused:
-            self.fused = Fused(
-                cupy,
-                self.limits,
-                self._kernels,
-                streams,
-                self.batch_elements,
-                tensor_cores=precision == "tf32x3",
-                stored_half=self.stores_half,
-            )
+        self.row_kernels = RowKernels(
+            cupy,
+            self.limits,
+            self.kernels,
+            streams,
+            self.batch_elements,
+            tensor_cores=precision == "tf32x3",
+            stored_half=self.stores_half,
+        )
 
     @classmethod
     def for_current_device(cls, precision: str) -> CupyBackend:
         """Return the one backend of the current device, which keeps its compiled kernels."""
-        try:
-            import cupy
-
-            key = cupy.cuda.runtime.getDevice(), precision
-        except Exception:  # no CuPy, no driver, no GPU: the constructor says which
-            return cls(precision)
+        key = current_device()[1], precision
         if key not in _made:
             _made[key] = cls(precision)
         return _made[key]
@@ -135,52 +120,55 @@ class CupyBackend:
         Raises
         ------
         BackendError
-            The device has no memory left.
+            The device has no memory left, or failed at something.
         """
-        with self.xp.cuda.Device(self._number):
-            try:
+        try:
+            with self.xp.cuda.Device(self._number):
                 yield
-            except self.xp.cuda.memory.OutOfMemoryError as error:
-                raise BackendError(
-                    f"the GPU has no memory left ({error}); free what other programs hold, use "
-                    "fewer factors or less data, or backend='numpy' (use_gpu=False)"
-                ) from error
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            raise BackendError(
+                f"the GPU has no memory left ({error}); free what other programs hold, use "
+                "fewer factors or less data, or backend='numpy' (use_gpu=False)"
+            ) from error
+        except self._failures as error:
+            raise BackendError(
+                f"the GPU failed ({type(error).__name__}: {error}), after which a process may not "
+                "be able to use it; start it again, and if it fails there too, use backend='numpy' "
+                "(use_gpu=False)"
+            ) from error
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """See :class:`gpu_als.core.ops.Ops`; one after another."""
+        """Apply the function to one task after another; each of them fills the device."""
         return map(function, tasks)
 
     def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """See :class:`gpu_als.core.ops.Ops`; CuPy's memory pool recycles them."""
+        """Return an uninitialised array; CuPy's memory pool recycles them."""
         array = self.xp.empty(shape, dtype)
         self._held[name] = max(self._held.get(name, 0), array.nbytes)
         return array
 
     def take_rows(self, matrix: Array, indices: Array, out: Array) -> None:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Gather rows into ``out``."""
         self.xp.take(matrix, indices, axis=0, out=out)
 
-    def multiply_each(self, rows: Array, matrix: Array) -> Array:
-        """See :class:`gpu_als.core.ops.Ops`."""
-        return multiply_each(self.xp, rows, matrix)
+    def rowwise_matmul(self, rows: Array, matrix: Array) -> Array:
+        """Multiply in blocks of one shape."""
+        return rowwise_matmul(self.xp, rows, matrix)
 
     def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Factor and substitute by cuSOLVER."""
         from gpu_als.backends.cupy.cusolver import cholesky_solve
 
         return cholesky_solve(lhs, rhs)
 
     def solve_fused(
-        self, problem: RowProblem, frame: Frame, solved: Array, solver: Solver
-    ) -> tuple[HalfSweepStats, RowProblem]:
-        """See :class:`gpu_als.core.ops.Ops`."""
-        if self.fused is None or not isinstance(problem, DeviceProblem):
-            return HalfSweepStats(), problem
-        try:
-            return self.fused.solve(problem, frame, solved, solver)
-        except KernelError as error:
-            self._give_up(error)
-            return HalfSweepStats(), problem
+        self, problem: LoadedProblem, held: FixedSide, solved: Array, solver: Solver
+    ) -> tuple[HalfSweepStats, LoadedProblem]:
+        """Solve rows by kernels of our own, where there are some that take them."""
+        if self.kernels.usable:
+            with self.kernels.or_general_path():
+                return self.row_kernels.solve(problem, held, solved, solver)
+        return HalfSweepStats(), problem
 
     def compile_kernels(self, n_factors: int) -> int:
         """Compile every kernel that fits with ``n_factors`` may launch; return how many.
@@ -188,7 +176,7 @@ class CupyBackend:
         Those of exact fits and of conjugate gradients; also with a bias, which is one factor more.
         CuPy keeps them on disk, where later processes find them.
         """
-        if self.fused is None:
+        if not self.kernels.usable:
             return 0
         kernels: set[tuple[str, Macros]] = set(KERNELS)
         for width, solver in (
@@ -197,23 +185,19 @@ class CupyBackend:
             (n_factors + 1, Cholesky()),
         ):
             packing = pack_rows(np.arange(2 * SEGMENT + 2), width, 1 << 40)
-            plan = self.fused.plan_rows(packing, width, solver)
+            plan = self.row_kernels.plan_rows(packing, width, solver)
             kernels |= {(launch.kernel, launch.macros) for launch in plan.launches}
-        self.fused.kernels.prepare(kernels)
+        self.kernels.prepare(kernels)
         return len(kernels)
 
-    def room(self) -> tuple[int, int]:
-        """See :class:`gpu_als.core.ops.Backend`."""
+    def available_memory(self) -> tuple[int, int]:
+        """Return the bytes that are free, CuPy's pool counted in, and those that batches use."""
         free = self.xp.cuda.runtime.memGetInfo()[0]
         free += self.xp.get_default_memory_pool().free_bytes()
         return free, batch_bytes(self.batch_elements)
 
-    def load(self, problem: RowProblem) -> DeviceProblem:
-        """Return the problem with its arrays on the device.
-
-        The entries' weights are worked out once: values become ``tau``, weights the roots with
-        their signs.
-        """
+    def load(self, problem: RowProblem) -> LoadedProblem:
+        """Return the problem with its arrays on the device, its weights worked out there."""
         loaded = self._load(problem)
         if problem.rows.values.nbytes >= _LARGE:
             # Copies go through page-locked memory, of which CuPy keeps up to twice their size;
@@ -223,41 +207,26 @@ class CupyBackend:
             self.xp.get_default_pinned_memory_pool().free_all_blocks()
         return loaded
 
-    def _load(self, problem: RowProblem) -> DeviceProblem:
-        rows, packing, move = problem.rows, problem.packing, self.xp.asarray
-        root, sign, tau = None, None, move(rows.values)
-        if len(tau):
-            weights = None if rows.weights is None else move(rows.weights)
-            root, sign, tau = problem.weigh(self.xp, tau, weights)
-        if root is not None and sign is not None:
-            root = root * sign
-        indices = rows.indices
+    def _load(self, problem: RowProblem) -> LoadedProblem:
+        rows = problem.rows
         if rows.n_fixed < 1 << 31:  # SciPy widens them where there are many entries
-            indices = indices.astype(np.int32, copy=False)
-        without_entries = replace(
-            rows, indices=np.zeros(0, np.int32), values=np.zeros(0, rows.values.dtype), weights=None
-        )
-        return DeviceProblem(
-            rows=SparseRows(move(rows.indptr), move(indices), tau, root, rows.n_fixed),
-            packing=replace(packing, order=move(packing.order)),
-            weigh=_stored if sign is None else _stored_with_signs,
-            base_weight=problem.base_weight,
-            ridge=problem.ridge if isinstance(problem.ridge, float) else move(problem.ridge),
-            linear=self._load_linear(problem.linear),
-            squared_loss=problem.squared_loss,
-            offset=problem.offset,
-            host=replace(problem, rows=without_entries, linear=None),
-            places=move(np.append(packing.order, packing.long_rows).astype(np.int64)),
-        )
+            narrow = rows.indices.astype(np.int32, copy=False)
+            problem = replace(problem, rows=replace(rows, indices=narrow))
+        rhs_only = problem.rhs_only
+        if sp.issparse(rhs_only):
+            rhs_only = load_rhs_only(self.xp, self.kernels, rhs_only)
+        elif rhs_only is not None:  # a dense X
+            rhs_only = self.xp.asarray(rhs_only)
+        return load_problem(self.xp, self.xp.asarray, problem, rhs_only)
 
-    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[DeviceProblem]:
-        """See :class:`gpu_als.core.ops.Backend`; copies run on a stream of their own."""
+    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
+        """Yield problems on the device; copies run ahead on a stream of their own."""
         cuda, copying = self.xp.cuda, self._copying
         # When what is copied next may overwrite a problem's memory: first that of an earlier call.
         used: deque[Any] = deque([cuda.get_current_stream().record()])
 
-        def loader(make: Callable[[], RowProblem]) -> Callable[[], tuple[DeviceProblem, Any]]:
-            def load() -> tuple[DeviceProblem, Any]:
+        def loader(make: Callable[[], RowProblem]) -> Callable[[], tuple[LoadedProblem, Any]]:
+            def load() -> tuple[LoadedProblem, Any]:
                 with self.session(), copying:
                     if used:
                         copying.wait_event(used.popleft())
@@ -266,18 +235,11 @@ class CupyBackend:
 
             return load
 
-        for problem, ready in one_ahead(map(loader, makers)):
+        for problem, ready in prefetch(map(loader, makers)):
             cuda.get_current_stream().wait_event(ready)
             yield problem
             del problem
             used.append(cuda.get_current_stream().record())
-
-    def _load_linear(self, linear: Any) -> Any:
-        if linear is None:
-            return None
-        if not sp.issparse(linear):  # a dense X
-            return self.xp.asarray(linear)
-        return load_linear(self.xp, self._kernels.get, linear)
 
     def top_k(
         self,
@@ -287,25 +249,18 @@ class CupyBackend:
         liked: sp.csr_matrix | None,
         filter_items: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """See :class:`gpu_als.core.ops.Backend`."""
-        if self.fused is None:
-            return None
-        try:
-            return self._top_k(users, items, n_best, liked, filter_items)
-        except KernelError as error:
-            self._give_up(error)
-            return None
-
-    def _give_up(self, error: KernelError) -> None:
-        warnings.warn(f"{error}; using the general path", RuntimeWarning, stacklevel=3)
-        self.fused = None
+        """Rank by a kernel of our own, as far as one serves."""
+        if self.kernels.usable:
+            with self.kernels.or_general_path():
+                return self._top_k(users, items, n_best, liked, filter_items)
+        return None
 
     def from_host(self, array: Any) -> Array:
-        """See :class:`gpu_als.core.ops.Backend`."""
+        """Return an array on the device; what is there already is not copied."""
         return array.array if isinstance(array, Matrix) else self.xp.asarray(array)
 
-    def hold(self, factors: Any) -> Matrix:
-        """See :class:`gpu_als.core.ops.Backend`."""
+    def to_device(self, factors: Any) -> Matrix:
+        """Return factors as a model keeps them on the GPU."""
         with self.session():
             return Matrix(self.from_host(factors))
 
@@ -315,21 +270,15 @@ class CupyBackend:
         return host
 
     def nccl(self) -> Any:
-        """Return CuPy's NCCL, or None where that library is not installed."""
+        """Return CuPy's NCCL, or None where that library is missing or broken."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # CuPy's, where it is missing
-            from cupy.cuda import nccl
+            try:
+                from cupy.cuda import nccl
+            except (ImportError, OSError, RuntimeError):
+                return None
         return nccl if nccl.available else None
 
     def workspace_bytes(self) -> int:
         """Return the largest workspace asked for so far."""
         return sum(self._held.values())
-
-
-def _stored(xp: Any, values: Array, weights: Array | None) -> tuple[Any, Any, Array]:
-    """Return weights that :meth:`CupyBackend.load` worked out, where none is negative."""
-    return weights, None, values
-
-
-def _stored_with_signs(xp: Any, values: Array, weights: Array) -> tuple[Any, Any, Array]:
-    return xp.abs(weights), xp.sign(weights), values

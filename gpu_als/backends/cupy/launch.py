@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpu_als.core.packing import Packing, Span
-from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
+from gpu_als.core.solvers import Solver
 
 __all__ = ["HALF_SWEEP", "SEGMENT", "DeviceLimits", "Launch", "Plan", "plan_half_sweep"]
 
@@ -49,7 +49,8 @@ _LONGEST_CHUNK = 128
 _AMPLE = 160 << 10  # shared memory of a multiprocessor that holds two large blocks
 _RESERVED = 1024  # bytes of shared memory that the system keeps for every block
 _WARP_BYTES = 40 << 10  # a warp that needs more would be too lonely on its multiprocessor
-_SOLVERS = {Cholesky: 0, ConjugateGradient: 1, NonNegative: 2}
+_SOLVERS = {"cholesky": 0, "cg": 1, "nnls": 2}
+"""Of the solvers' ``kernel``: SOLVER of solve.cuh."""
 _PANEL_STRIDE, _EXCHANGE = 36, 64  # cholesky.cuh
 
 
@@ -198,7 +199,10 @@ def _ladder(
 ) -> Iterator[tuple[int, Launch | None]]:
     """Yield, from short to long rows, the longest row of a class and its launch."""
     yield 0, None  # empty rows have no system of their own
-    if span.definite and isinstance(solver, Cholesky):
+    if solver.kernel not in _SOLVERS:
+        yield _ANY_LENGTH, None
+        return
+    if span.definite and solver.kernel == "cholesky":
         for longest in _WARP_ENTRIES + _SMALL_BLOCK_ENTRIES[4:] + _LARGE_BLOCK_ENTRIES:
             dual = _dual(longest, n_factors, limits)
             if dual is None:
@@ -290,22 +294,23 @@ def _primal(
     stored_half: bool = False,
 ) -> Launch | None:
     """Return how rows are solved in the primal form; None if the system does not fit."""
+    assert solver.kernel is not None
     size = round_up(n_factors, 32)
     tensor_cores = tensor_cores and limits.has_tensor_cores
-    shared_bytes = 4 * primal_floats(size, solver, tensor_cores=tensor_cores)
+    shared_bytes = 4 * primal_floats(size, solver.kernel, tensor_cores=tensor_cores)
     if size > 256 or shared_bytes > limits.shared_per_block:
         return None
     edge = 8 if size <= 64 else 16
     blocks = 6 if edge == 8 else 2 if size <= 128 else 1
     # These need more registers than two blocks have each.
     hungry = signed or stored_half or (limits.architecture == 80 and size == 128)
-    if isinstance(solver, NonNegative) or (edge == 16 and hungry):
+    if solver.kernel == "nnls" or (edge == 16 and hungry):
         blocks = 1
     macros = {
         "EDGE": edge,
         "UNITS": size // (2 * edge),
         "BLOCKS": min(blocks, limits.blocks(shared_bytes)),
-        "SOLVER": _SOLVERS[type(solver)],
+        "SOLVER": _SOLVERS[solver.kernel],
     }
     if signed:
         macros["SIGNED"] = 1
@@ -350,7 +355,7 @@ def dual_block_floats(entries: int, edge: int, n_factors: int, chunk: int) -> in
     return vectors + panel_floats(size) + warps * chunk + entries * _padded(chunk)
 
 
-def primal_floats(size: int, solver: Solver, *, tensor_cores: bool = False) -> int:
+def primal_floats(size: int, kernel: str, *, tensor_cores: bool = False) -> int:
     """Return the floats of shared memory that a block of primal.cu or split.cu uses."""
     threads = 64 if size <= 64 else 256
     vectors = 4 * size + _EXCHANGE * threads // 32
@@ -358,5 +363,5 @@ def primal_floats(size: int, solver: Solver, *, tensor_cores: bool = False) -> i
     stages = 4 * threads + 2 * tile_rows * (size + 8)
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
     sums = threads // lanes * size
-    extra = {Cholesky: 0, ConjugateGradient: size, NonNegative: panel_floats(size)}[type(solver)]
+    extra = {"cholesky": 0, "cg": size, "nnls": panel_floats(size)}[kernel]
     return vectors + max(stages, panel_floats(size)) + max(sums, extra)

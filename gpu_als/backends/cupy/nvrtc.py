@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -57,7 +59,7 @@ def define(macros: Macros) -> tuple[str, ...]:
 
 
 class KernelError(BackendError):
-    """A kernel does not compile for this device."""
+    """A kernel cannot be compiled for this device, or not be loaded."""
 
 
 class Kernels:
@@ -68,9 +70,17 @@ class Kernels:
     cupy : module
     architecture : int
         Compute capability, for messages.
+    usable : bool
+        They are to be used at all.
+
+    Attributes
+    ----------
+    usable : bool
+        No kernel has failed so far.
     """
 
-    def __init__(self, cupy: Any, architecture: int) -> None:
+    def __init__(self, cupy: Any, architecture: int, *, usable: bool = True) -> None:
+        self.usable = usable
         self._cupy = cupy
         self._architecture = architecture
         self._modules: dict[tuple[str, Macros], Any] = {}
@@ -82,12 +92,29 @@ class Kernels:
         Raises
         ------
         KernelError
-            It does not compile; the message names the architecture.
+            It cannot be compiled or loaded; the message names the architecture and the cause.
         """
         key = file, macros, function
         if key not in self._functions:
             self._functions[key] = self._module(file, macros).get_function(function)
         return self._functions[key]
+
+    @contextmanager
+    def or_general_path(self) -> Iterator[None]:
+        """Swallow the failure of a kernel, with one warning; no kernel is used from then on."""
+        cupy = self._cupy
+        try:
+            yield
+        except (KernelError, cupy.cuda.driver.CUDADriverError) as error:
+            # Where a kernel has left the device itself in error, there is no other path.
+            cupy.cuda.runtime.deviceSynchronize()
+            if self.usable:
+                self.usable = False
+                warnings.warn(
+                    f"a kernel failed on sm_{self._architecture} ({error}); using the general path",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
 
     def prepare(self, specialisations: Iterable[tuple[str, Macros]]) -> int:
         """Compile what is missing, several at a time; return how many were."""
@@ -107,15 +134,16 @@ class Kernels:
         if (file, macros) not in self._modules:
             # In the source, because CuPy compiles an empty program for every new set of options.
             defines = "".join(f"#define {name} {value}\n" for name, value in macros)
-            module = self._cupy.RawModule(
-                code=defines + source_of(file), options=OPTIONS, backend="nvrtc"
-            )
+            code = defines + source_of(file)
             try:
+                module = self._cupy.RawModule(code=code, options=OPTIONS, backend="nvrtc")
                 module.compile()
-            except self._cupy.cuda.compiler.CompileException as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # of NVRTC, of the driver, of the folder of compiled code
                 raise KernelError(
-                    f"kernel {file} ({', '.join(define(macros))}) does not compile for "
-                    f"sm_{self._architecture}: {error}"
+                    f"kernel {file} ({', '.join(define(macros))}) cannot be compiled and loaded "
+                    f"for sm_{self._architecture}: {type(error).__name__}: {error}"
                 ) from error
             self._modules[file, macros] = module
         return self._modules[file, macros]

@@ -6,21 +6,22 @@ copied with columns first, and adds in an order that can change from one call to
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends.cupy.nvrtc import Macros
+from gpu_als.backends.cupy.nvrtc import Kernels, Macros
 from gpu_als.core.problem import Array
 
-__all__ = ["COLUMNS", "KERNELS", "LONGEST", "Linear", "load_linear"]
+__all__ = ["COLUMNS", "KERNELS", "LONGEST", "RhsOnly", "load_rhs_only"]
 
 LONGEST = 512
 """Entries of a row that one warp adds up; many warps share longer ones."""
 _WARPS = 16
+_GATHERED = 1 << 20
+"""Elements of the fixed side that are gathered at a time without the kernel."""
 COLUMNS = 128
 """Of one pass; linear.cu."""
 KERNELS: list[tuple[str, Macros]] = [("linear", (("WARPS", warps),)) for warps in (1, _WARPS)]
@@ -28,15 +29,14 @@ KERNELS: list[tuple[str, Macros]] = [("linear", (("WARPS", warps),)) for warps i
 
 
 @dataclass(frozen=True)
-class Linear:
+class RhsOnly:
     """Rows of a sparse matrix on the device.
 
     Attributes
     ----------
     xp : module
         CuPy.
-    get_kernel : callable
-        ``get_kernel(file, macros, function)`` returns a compiled kernel.
+    kernels : Kernels
     indptr, indices, targets : array
         The whole matrix's.
     long_rows : int64 array
@@ -46,7 +46,7 @@ class Linear:
     """
 
     xp: Any
-    get_kernel: Callable[..., Any]
+    kernels: Kernels
     indptr: Array
     indices: Array
     targets: Array
@@ -56,7 +56,7 @@ class Linear:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, some: slice | np.ndarray) -> Linear:
+    def __getitem__(self, some: slice | np.ndarray) -> RhsOnly:
         """Return some of these rows; nothing is copied."""
         if isinstance(self.rows, range) and isinstance(some, np.ndarray):
             return replace(self, rows=self.rows.start + some)
@@ -65,12 +65,15 @@ class Linear:
 
     def __matmul__(self, fixed: Array) -> Array:
         """Return the product with an array of shape (n_fixed, k), shape (len(self), k)."""
-        out = self.xp.empty((len(self), fixed.shape[1]), fixed.dtype)
-        self.write(fixed, out, None)
-        return out
+        if self.kernels.usable:
+            with self.kernels.or_general_path():
+                out = self.xp.empty((len(self), fixed.shape[1]), fixed.dtype)
+                self.write(fixed, out, None)
+                return out
+        return self._gather(fixed)
 
     def write(self, fixed: Array, out: Array, places: Array | None) -> None:
-        """Write the product into rows of an array.
+        """Write the product into rows of an array, by kernels.
 
         Parameters
         ----------
@@ -96,7 +99,7 @@ class Linear:
             n_rows = len(self) if chosen is None else len(chosen)
             if not n_rows:
                 continue
-            kernel = self.get_kernel("linear", (("WARPS", warps), *wide, *double), "linear")
+            kernel = self.kernels.get("linear", (("WARPS", warps), *wide, *double), "linear")
             arguments = (
                 *matrix,
                 np.int32(fixed.shape[1]),
@@ -111,6 +114,30 @@ class Linear:
             shared = warps * COLUMNS * out.dtype.itemsize if warps > 1 else 0
             kernel((n_rows,), (32 * warps,), arguments, shared_mem=shared)
 
+    def _gather(self, fixed: Array) -> Array:
+        """Return the product without our kernels: by gathered rows, padded to powers of two."""
+        xp, k = self.xp, fixed.shape[1]
+        rows = self.rows if isinstance(self.rows, np.ndarray) else np.array(self.rows, np.int64)
+        rows = xp.asarray(rows)
+        starts, counts = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+        lengths = xp.asnumpy(counts)
+        out = xp.zeros((len(self), k), fixed.dtype)
+        for power in range(int(lengths.max(initial=0)).bit_length() + 1):
+            longest = 1 << power
+            alike = np.flatnonzero((lengths > longest // 2) & (lengths <= longest))
+            width = min(longest, LONGEST)
+            height = max(1, _GATHERED // (width * k))
+            for start in range(0, len(alike), height):
+                some = xp.asarray(alike[start : start + height])
+                for done in range(0, longest, width):
+                    places = done + xp.arange(width)
+                    where = xp.minimum(starts[some, None] + places, len(self.indices) - 1)
+                    valid = places < counts[some, None]
+                    targets = xp.where(valid, self.targets[where], 0).astype(fixed.dtype)
+                    gathered = fixed[self.indices[where]]
+                    out[some] += (targets[:, None, :] @ gathered)[:, 0]
+        return out
+
     def _long(self) -> np.ndarray:
         """Return which of these rows are long."""
         if not isinstance(self.rows, range):
@@ -119,15 +146,15 @@ class Linear:
         return self.long_rows[ends[0] : ends[1]] - self.rows.start
 
 
-def load_linear(xp: Any, get_kernel: Callable[..., Any], matrix: sp.csr_matrix) -> Linear:
+def load_rhs_only(xp: Any, kernels: Kernels, matrix: sp.csr_matrix) -> RhsOnly:
     """Return a matrix's rows on the device."""
     indices = matrix.indices
     if matrix.shape[1] < 1 << 31:  # SciPy widens them where there are many entries
         indices = indices.astype(np.int32, copy=False)
     indptr = matrix.indptr.astype(np.int64, copy=False)
-    return Linear(
+    return RhsOnly(
         xp,
-        get_kernel,
+        kernels,
         xp.asarray(indptr),
         xp.asarray(indices),
         xp.asarray(matrix.data),

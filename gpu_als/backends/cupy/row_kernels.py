@@ -7,13 +7,13 @@ are read back together. Rows that failed, or that no kernel takes, are handed to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from gpu_als.backends.cupy.arrays import multiply_each
+from gpu_als.backends.cupy.arrays import rowwise_matmul
 from gpu_als.backends.cupy.launch import (
     HALF_SWEEP,
     SEGMENT,
@@ -25,38 +25,19 @@ from gpu_als.backends.cupy.launch import (
     stride_of,
 )
 from gpu_als.backends.cupy.nvrtc import Kernels
-from gpu_als.core.basis import Frame
+from gpu_als.core.basis import FixedSide
 from gpu_als.core.memory import SPLIT_FLOATS
 from gpu_als.core.packing import Packing, pack_rows
-from gpu_als.core.problem import Array, RowProblem
-from gpu_als.core.solvers import ConjugateGradient, NonNegative, Solver
+from gpu_als.core.problem import Array, LoadedProblem
+from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import RESIDUAL_LIMIT, HalfSweepStats
 
-__all__ = ["DescribedSweep", "DeviceProblem", "Fused", "SideBySide"]
+__all__ = ["DescribedSweep", "RowKernels", "StreamPool"]
 
 
 @dataclass(frozen=True)
-class DeviceProblem(RowProblem):
-    """A row problem with its arrays on the device.
-
-    Attributes
-    ----------
-    host : RowProblem
-        The same problem on the host without its entries, for planning.
-    places : int64 array, shape (n_rows,)
-        ``packing.order`` followed by ``packing.long_rows``, on the device.
-    waves : dict
-        Segments of split rows by the launch's run of places, made when first needed.
-    """
-
-    host: RowProblem = field(kw_only=True)
-    places: Array = field(kw_only=True)
-    waves: dict[tuple[int, int], list[Wave]] = field(default_factory=dict, kw_only=True)
-
-
-@dataclass(frozen=True)
-class Wave:
-    """Split rows whose shares are in memory at the same time; see split.cu.
+class SplitTiles:
+    """Split rows whose partial sums are in memory at the same time; see split.cu.
 
     Attributes
     ----------
@@ -80,22 +61,22 @@ class DescribedSweep:
 
     Attributes
     ----------
-    problem : DeviceProblem
+    problem : LoadedProblem
     record : array of dtype HALF_SWEEP, shape ()
         ``struct HalfSweep``, on the host: CuPy passes such arrays by value.
     arrays : dict of str to array
         What the record points to; None where it has a null pointer.
     """
 
-    problem: DeviceProblem
+    problem: LoadedProblem
     record: Any
     arrays: dict[str, Array]
 
 
 def split_rows(
     first: np.ndarray, counts: np.ndarray, segment: int, most_segments: int
-) -> list[Wave]:
-    """Cut rows into segments, and the rows into waves of at most ``most_segments``.
+) -> list[SplitTiles]:
+    """Cut rows into segments, and the rows into tiles of at most ``most_segments``.
 
     Parameters
     ----------
@@ -104,7 +85,7 @@ def split_rows(
     """
     pieces = -(-counts // segment)
     bounds = np.concatenate([[0], np.cumsum(pieces)])
-    waves: list[Wave] = []
+    tiles: list[SplitTiles] = []
     start = 0
     while start < len(counts):
         stop = int(np.searchsorted(bounds, bounds[start] + most_segments, side="right")) - 1
@@ -113,13 +94,15 @@ def split_rows(
         row = np.repeat(np.arange(stop - start), pieces[start:stop])
         done = (np.arange(own[-1]) - own[row]) * segment
         length = np.minimum(segment, counts[start + row] - done)
-        waves.append(Wave(start, stop, own, np.stack([row, first[start + row] + done, length], 1)))
+        tiles.append(
+            SplitTiles(start, stop, own, np.stack([row, first[start + row] + done, length], 1))
+        )
         start = stop
-    return waves
+    return tiles
 
 
 @dataclass(frozen=True)
-class Fused:
+class RowKernels:
     """Launches the kernels of half-sweeps.
 
     Attributes
@@ -128,7 +111,7 @@ class Fused:
         CuPy.
     limits : DeviceLimits
     kernels : Kernels
-    streams : SideBySide
+    streams : StreamPool
     batch_elements : int
         What the general path may use, for the rows handed to it; also bounds the workspace of
         split rows.
@@ -139,32 +122,35 @@ class Fused:
     xp: Any
     limits: DeviceLimits
     kernels: Kernels
-    streams: SideBySide
+    streams: StreamPool
     batch_elements: int
     tensor_cores: bool = False
     stored_half: bool = False
 
     def solve(
-        self, problem: DeviceProblem, frame: Frame, solved: Array, solver: Solver
-    ) -> tuple[HalfSweepStats, RowProblem]:
-        """See :meth:`gpu_als.core.ops.Ops.solve_fused`."""
-        plan = self.plan(problem, frame, solver)
+        self, problem: LoadedProblem, held: FixedSide, solved: Array, solver: Solver
+    ) -> tuple[HalfSweepStats, LoadedProblem]:
+        """Solve the rows that kernels take, as :class:`~gpu_als.core.backend.Backend` says."""
+        plan = self.plan(problem, held, solver)
         if not plan.launches:
             return HalfSweepStats(), problem
         xp, k, n_rows = self.xp, solved.shape[1], len(solved)
-        in_place = frame.rotation is None and stride_of(k) == k
-        z = solved if in_place else self._enter(frame, solved, solver)
-        sweep = self.describe(problem, frame, solver, z)
+        in_place = held.basis.rotation is None and stride_of(k) == k
+        z = solved if in_place else self._enter(held, solved, solver)
+        sweep = self.describe(problem, held, solver, z)
         self.kernels.prepare((launch.kernel, launch.macros) for launch in plan.launches)
-        with self.streams as streams:
+        done: list[Launch] = []
+        with self.kernels.or_general_path(), self.streams as streams:
             for launch in plan.launches:
                 # Workspace stays with the stream it was used on, so split rows keep to one.
                 with streams.first if launch.kernel == "split" else streams.next():
                     self.launch(launch, sweep)
+                done.append(launch)
+        # Rows without a launch keep their residual of NaN, and are left like those that failed.
         residual, objective = sweep.arrays["residual"], sweep.arrays["objective"]
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
-            x = frame.leave(partial(multiply_each, self.xp), z[:, :k], None)
+            x = held.basis.leave(partial(rowwise_matmul, self.xp), z[:, :k], None)
             good &= xp.isfinite(x).all(axis=1)
             xp.copyto(solved, x, where=good[:, None])
         numbers = xp.stack(
@@ -175,24 +161,24 @@ class Fused:
             ]
         )
         total, largest, solved_rows = (float(n) for n in xp.asnumpy(numbers))
-        stats = HalfSweepStats(objective=total, launches=sum(map(_kernel_count, plan.launches)))
-        if not isinstance(solver, ConjugateGradient):
+        stats = HalfSweepStats(objective=total, launches=sum(map(_kernel_count, done)))
+        if solver.exact:
             stats.residual = largest
         left = np.zeros(0, np.int64)
         if solved_rows < n_rows:
-            left = np.flatnonzero(~xp.asnumpy(good[problem.places]))
-        for launch in plan.launches:
+            left = np.flatnonzero(~xp.asnumpy(good[problem.order]))
+        for launch in done:
             failed = np.searchsorted(left, [launch.start, launch.stop])
             stats.paths[launch.path] += launch.stop - launch.start - int(failed[1] - failed[0])
         return stats, self._rest(problem, left, k)
 
-    def plan(self, problem: DeviceProblem, frame: Frame, solver: Solver) -> Plan:
+    def plan(self, problem: LoadedProblem, held: FixedSide, solver: Solver) -> Plan:
         """Return the launches of a half-sweep: none where kernels do not serve it."""
-        rows = problem.rows
-        served = frame.fixed.dtype == np.float32 and not frame.singular and len(rows.indices) > 0
-        if not served or rows.indices.dtype != np.int32:
+        fixed = held.basis.fixed
+        served = fixed.dtype == np.float32 and not held.basis.singular and len(problem.indices) > 0
+        if not served or problem.indices.dtype != np.int32:
             return Plan((), ())
-        return self.plan_rows(problem.host.packing, frame.fixed.shape[1], solver)
+        return self.plan_rows(problem.packing, fixed.shape[1], solver)
 
     def plan_rows(self, packing: Packing, n_factors: int, solver: Solver) -> Plan:
         """Return :func:`~gpu_als.backends.cupy.launch.plan_half_sweep` for this device."""
@@ -205,49 +191,46 @@ class Fused:
             stored_half=self.stored_half,
         )
 
-    def _enter(self, frame: Frame, solved: Array, solver: Solver) -> Array:
+    def _enter(self, held: FixedSide, solved: Array, solver: Solver) -> Array:
         """Return room for the solutions; where the solver is iterative, with the former ones."""
         xp, k = self.xp, solved.shape[1]
         z = xp.zeros((len(solved), stride_of(k)), np.float32)
-        if isinstance(solver, ConjugateGradient):
-            z[:, :k] = frame.enter(partial(multiply_each, self.xp), solved, None)
+        if solver.from_former:
+            z[:, :k] = held.basis.enter(partial(rowwise_matmul, self.xp), solved, None)
         return z
 
     def describe(
-        self, problem: DeviceProblem, frame: Frame, solver: Solver, z: Array
+        self, problem: LoadedProblem, held: FixedSide, solver: Solver, z: Array
     ) -> DescribedSweep:
         """Describe a half-sweep to the kernels.
 
         Parameters
         ----------
         z : float32 array, shape (n_rows, stride_of(k))
-            Where solutions go, in the frame's coordinates.
+            Where solutions go, in the basis's coordinates.
         """
-        xp, rows = self.xp, problem.rows
-        k, stride = frame.fixed.shape[1], z.shape[1]
-        fixed, b0 = frame.fixed, None
+        xp, basis = self.xp, held.basis
+        k, stride = basis.fixed.shape[1], z.shape[1]
+        fixed = basis.fixed
         if self.stored_half or stride != k:
             fixed = xp.zeros((len(fixed), stride), np.float16 if self.stored_half else np.float32)
-            fixed[:, :k] = frame.fixed
-        if problem.linear is not None:
-            b0 = xp.zeros((rows.n_rows, stride), np.float32)
-            problem.linear.write(frame.fixed, b0, problem.places)
-        eigenvalues = frame.eigenvalues
+            fixed[:, :k] = basis.fixed
+        eigenvalues = basis.eigenvalues
         if eigenvalues is not None:
             eigenvalues = xp.zeros(stride, np.float32)
-            eigenvalues[:k] = frame.eigenvalues
-        shared_ridge = isinstance(frame.ridge, float)
+            eigenvalues[:k] = basis.eigenvalues
+        shared_ridge = isinstance(problem.ridge, float)
         arrays = {
-            "indptr": rows.indptr,
-            "indices": rows.indices,
-            "root": _as_float32(rows.weights),
-            "tau": _as_float32(rows.values),
-            "offset": _as_float32(problem.offset),
+            "indptr": problem.indptr,
+            "indices": problem.indices,
+            "root": _as_float32(problem.root),
+            "tau": _as_float32(problem.targets),
+            "offset": _as_float32(held.offset),
             "fixed": xp.ascontiguousarray(fixed),
             "eigenvalues": eigenvalues,
-            "ridge": None if shared_ridge else _as_float32(frame.ridge),
-            "base": _as_float32(frame.base),
-            "b0": b0,
+            "ridge": None if shared_ridge else _as_float32(problem.ridge),
+            "base": _as_float32(basis.base),
+            "b0": self._right_hand_sides(problem, held, stride),
             "z": z,
             "residual": xp.full(len(z), xp.nan, np.float32),
             "objective": xp.zeros(len(z), np.float32),
@@ -255,18 +238,40 @@ class Fused:
         record = np.zeros((), HALF_SWEEP)
         for name, array in arrays.items():
             record[name] = 0 if array is None else array.data.ptr
-        whitened = frame.rotation is not None and eigenvalues is None
-        record["ridge_all"] = 1 if whitened else (frame.ridge if shared_ridge else 0)
+        whitened = basis.rotated and eigenvalues is None
+        record["ridge_all"] = 1 if whitened else (problem.ridge if shared_ridge else 0)
         record["residual_limit"] = RESIDUAL_LIMIT[np.dtype(np.float32)]
         record["k"], record["stride"] = k, stride
         record["squared_loss"] = problem.squared_loss
-        record["steps"] = solver.steps if isinstance(solver, ConjugateGradient) else 0
-        record["free_columns"] = solver.free_columns if isinstance(solver, NonNegative) else 0
+        for name in ("steps", "free_columns"):
+            record[name] = solver.kernel_options.get(name, 0)
         return DescribedSweep(problem, record, arrays)
+
+    def _right_hand_sides(
+        self, problem: LoadedProblem, held: FixedSide, stride: int
+    ) -> Array | None:
+        """Return ``b0`` before columns are scaled, shape (n_rows, stride); None for zeros."""
+        xp, basis = self.xp, held.basis
+        if problem.rhs_only is None and held.rhs is None and problem.noise is None:
+            return None
+        b0 = xp.zeros((problem.n_rows, stride), np.float32)
+        own = b0[:, : basis.fixed.shape[1]]
+        if problem.rhs_only is not None:
+            problem.rhs_only.write(basis.fixed, b0, problem.order)
+        every = xp.arange(problem.n_rows)
+        prior = held.rhs_of(every)
+        if prior is not None:
+            own += basis.enter_rhs(partial(rowwise_matmul, xp), prior, None)
+        if problem.noise is not None:
+            ridge = problem.ridge_of(xp, every, np.dtype(np.float32))
+            scale = basis.column_scale(xp, ridge)
+            size = xp.sqrt(basis.shift(xp, ridge))[:, None]
+            own += problem.noise.eta * (size if scale is None else size / scale)
+        return b0
 
     def launch(self, launch: Launch, sweep: DescribedSweep) -> None:
         """Launch one entry of the plan on the current stream."""
-        rows = sweep.problem.places[launch.start : launch.stop]
+        rows = sweep.problem.order[launch.start : launch.stop]
         if launch.kernel == "split":
             self._launch_split(launch, sweep, rows)
             return
@@ -283,8 +288,8 @@ class Fused:
         names = ("split_gram", "split_solve", "split_check", "split_finish")
         gram, solve, check, finish = (self._kernel(launch, name) for name in names)
         block, record, shared = (launch.block,), sweep.record, launch.shared_bytes
-        for wave in self._waves(launch, sweep.problem, size):
-            own, bounds, segments = rows[wave.start : wave.stop], wave.bounds, wave.segments
+        for tile in self._tiles(launch, sweep.problem, size):
+            own, bounds, segments = rows[tile.start : tile.stop], tile.bounds, tile.segments
             shares = self.xp.empty((len(segments), panel_floats(size)), np.float32)
             checks = self.xp.empty((len(segments), size + 1), np.float32)
             solutions = self.xp.empty((len(own), 2 * size + 1), np.float32)
@@ -295,19 +300,20 @@ class Fused:
             results = shares, solutions, checks
             finish(few, block, (record, own, bounds, *results), shared_mem=shared)
 
-    def _waves(self, launch: Launch, problem: DeviceProblem, size: int) -> list[Wave]:
-        key = launch.start, launch.stop
-        if key not in problem.waves:
-            rows = _order(problem.host.packing)[launch.start : launch.stop]
-            first = problem.host.rows.indptr[rows]
-            counts = problem.host.rows.indptr[rows + 1] - first
+    def _tiles(self, launch: Launch, problem: LoadedProblem, size: int) -> list[SplitTiles]:
+        key = launch.start, launch.stop, size
+        if key not in problem.kept:
+            rows = problem.packing.places[launch.start : launch.stop]
+            first = problem.host_indptr[rows]
+            counts = problem.host_indptr[rows + 1] - first
             most = max(1, min(self.batch_elements, SPLIT_FLOATS) // panel_floats(size))
             move = self.xp.asarray
-            problem.waves[key] = [
-                replace(wave, bounds=move(wave.bounds), segments=move(wave.segments))
-                for wave in split_rows(first, counts, launch.segment or SEGMENT, most)
+            problem.kept[key] = [
+                replace(tile, bounds=move(tile.bounds), segments=move(tile.segments))
+                for tile in split_rows(first, counts, launch.segment or SEGMENT, most)
             ]
-        return problem.waves[key]
+        kept: list[SplitTiles] = problem.kept[key]
+        return kept
 
     def _kernel(self, launch: Launch, function: str) -> Any:
         kernel = self.kernels.get(launch.kernel, launch.macros, function)
@@ -315,45 +321,41 @@ class Fused:
             kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
         return kernel
 
-    def _rest(self, problem: DeviceProblem, left: np.ndarray, k: int) -> RowProblem:
+    def _rest(self, problem: LoadedProblem, left: np.ndarray, k: int) -> LoadedProblem:
         """Return the problem of the rows at these places, in ascending order."""
         if not len(left):  # nothing as long as the data need be touched
             nothing = pack_rows(left, k, self.batch_elements)
             return replace(problem, packing=nothing)
-        host = problem.host
+        former = problem.packing
         indefinite = np.zeros(len(left), bool)
-        for span in host.packing.spans:
+        for span in former.spans:
             here = (left >= span.start) & (left < span.stop)
             indefinite[here] = not span.definite
-        rows = _order(host.packing)[left]
-        counts = host.rows.indptr[rows + 1] - host.rows.indptr[rows]
+        rows = former.places[left]
+        counts = problem.host_indptr[rows + 1] - problem.host_indptr[rows]
         packing = pack_rows(counts, k, self.batch_elements, indefinite=indefinite)
-        moved = _order(packing)  # places within left
-        linear = problem.linear
-        if linear is not None:
-            linear = linear[left[moved]]
+        moved = packing.places  # places within left
+        rhs_only = problem.rhs_only
+        if rhs_only is not None:
+            rhs_only = rhs_only[left[moved]]
         packing = replace(
             packing,
-            order=self.xp.asarray(rows[packing.order]),
+            order=rows[packing.order],
             long_rows=tuple(int(rows[place]) for place in packing.long_rows),
         )
-        return replace(problem, packing=packing, linear=linear)
+        order = self.xp.asarray(packing.places)
+        return replace(problem, packing=packing, order=order, rhs_only=rhs_only)
 
 
 def _as_float32(array: Array | None) -> Array | None:
     return None if array is None else array.astype(np.float32, copy=False)
 
 
-def _order(packing: Packing) -> np.ndarray:
-    """Return the rows by place, on the host."""
-    return np.append(packing.order, packing.long_rows).astype(np.int64)
-
-
 def _kernel_count(launch: Launch) -> int:
     return 4 if launch.kernel == "split" else 1
 
 
-class SideBySide:
+class StreamPool:
     """A few streams that begin after, and are waited for by, the current one.
 
     Launches of different size classes run side by side, so that the last blocks of one do not
@@ -365,7 +367,7 @@ class SideBySide:
         self._streams = [xp.cuda.Stream(non_blocking=True) for _ in range(count)]
         self._turn = 0
 
-    def __enter__(self) -> SideBySide:
+    def __enter__(self) -> StreamPool:
         ready = self._cuda.get_current_stream().record()
         for stream in self._streams:
             stream.wait_event(ready)

@@ -14,8 +14,9 @@ import numpy as np
 
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.lapack import cholesky_solve
-from gpu_als.core.ops import R, T, one_ahead
-from gpu_als.core.problem import RowProblem
+from gpu_als.core.basis import FixedSide
+from gpu_als.core.ops import R, T, prefetch
+from gpu_als.core.problem import LoadedProblem, RowProblem, load_problem
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 
@@ -61,7 +62,7 @@ class NumpyBackend:
         return single_threaded_blas
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-        """See :class:`gpu_als.core.ops.Ops`; a bounded number of tasks is in flight."""
+        """Apply the function in threads; a bounded number of tasks is in flight."""
         if self.num_threads == 1:
             yield from map(function, tasks)
             return
@@ -78,7 +79,7 @@ class NumpyBackend:
                 future.cancel()
 
     def workspace(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Ops`; one growing buffer per thread and name."""
+        """Return an uninitialised array, from one growing buffer per thread and name."""
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         buffers, key = self._buffers.__dict__, (threading.get_ident(), name)
         self._held[key] = max(size, self._held.get(key, 0))
@@ -91,48 +92,52 @@ class NumpyBackend:
         return array
 
     def take_rows(self, matrix: np.ndarray, indices: np.ndarray, out: np.ndarray) -> None:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Gather rows into ``out``."""
         # "clip" lets take write straight into out, where "raise" would buffer
         np.take(matrix, indices, axis=0, out=out, mode="clip")
 
-    def multiply_each(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Ops`."""
+    def rowwise_matmul(self, rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Multiply each row by itself."""
         # One product rounds a row in ways that follow from its place and the number of rows.
         product: np.ndarray = (rows[:, None] @ matrix)[:, 0]
         return product
 
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Factor and substitute by LAPACK."""
         return cholesky_solve(lhs, rhs)
 
     def solve_fused(
-        self, problem: RowProblem, frame: Any, solved: np.ndarray, solver: Solver
-    ) -> tuple[HalfSweepStats, RowProblem]:
-        """See :class:`gpu_als.core.ops.Ops`; batches are what a CPU is good at."""
+        self, problem: LoadedProblem, held: FixedSide, solved: np.ndarray, solver: Solver
+    ) -> tuple[HalfSweepStats, LoadedProblem]:
+        """Leave all rows to batches, which a CPU is good at."""
         return HalfSweepStats(), problem
 
-    def room(self) -> None:
-        """See :class:`gpu_als.core.ops.Backend`; here the data is where it stays."""
+    def available_memory(self) -> None:
+        """Return None: here the data is where it stays."""
 
-    def load(self, problem: RowProblem) -> RowProblem:
-        """Return the problem with its arrays on the device: here, as it is."""
-        return problem
+    def load(self, problem: RowProblem) -> LoadedProblem:
+        """Work out the entries' weights; nothing moves."""
+        return load_problem(np, np.asarray, problem, problem.rhs_only)
 
-    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[RowProblem]:
-        """See :class:`gpu_als.core.ops.Backend`."""
-        return one_ahead(makers)
+    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
+        """Make one problem after another, the next one in a thread meanwhile."""
+
+        def loader(make: Callable[[], RowProblem]) -> Callable[[], LoadedProblem]:
+            return lambda: self.load(make())
+
+        return prefetch(map(loader, makers))
 
     def top_k(self, *ranking: Any) -> None:
-        """See :class:`gpu_als.core.ops.Backend`; tiles are what a CPU is good at."""
+        """Return None: tiles are what a CPU is good at."""
 
     def from_host(self, array: Any) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Backend`; NumPy arrays are where they belong."""
+        """Return a NumPy array; one that is there already is not copied."""
         return np.asarray(array)
 
-    hold = from_host
+    to_device = from_host
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
-        """See :class:`gpu_als.core.ops.Ops`."""
+        """Return the array as it is."""
         return array
 
     def workspace_bytes(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpu_als.data.csr import cut_rows
+from gpu_als.data.csr import partition_rows
 from gpu_als.data.shards.records import INDPTR_DTYPE, index_dtype
 from gpu_als.data.shards.values import VALUE_DTYPES
 from gpu_als.errors import InputError
@@ -39,7 +39,9 @@ def shard_bounds(
         The first row of each shard, and the number of rows.
     """
     entry_bytes = index_dtype(n_columns).itemsize + VALUE_DTYPES[value_type].itemsize
-    return np.array(cut_rows(counts, shard_bytes, entry_bytes, INDPTR_DTYPE.itemsize), np.int64)
+    return np.array(
+        partition_rows(counts, shard_bytes, entry_bytes, INDPTR_DTYPE.itemsize), np.int64
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Parts:
                 f"{len(counts)} rows and {n_columns} columns make more cells than 64 bits can "
                 "number; leave out users or items without ratings"
             )
-        bounds = np.array(cut_rows(counts, limit, 1, 0), np.int64)
+        bounds = np.array(partition_rows(counts, limit, 1, 0), np.int64)
         starts = bounds[:-1] * n_columns
         long = starts[counts[bounds[:-1]] > limit]  # such a row is alone in its part
         inside = [np.arange(first, first + n_columns, limit)[1:] for first in long.tolist()]
