@@ -14,7 +14,14 @@ from checkpoint.common import assert_same, fitted_arrays
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
-from test_streaming import IMPLICIT, cut_always, interactions
+from test_streaming import (
+    IMPLICIT,
+    STEEP,
+    cut_always,
+    interactions,
+    steep_data,
+    steep_fit,
+)
 
 import gpu_als
 from gpu_als.data.shards import ShardedMatrix
@@ -118,6 +125,15 @@ def test_on_a_device(device, tmp_path, monkeypatch, case, streamed):
     assert found.report_.losses == pytest.approx(expected.report_.losses, rel=1e-5)
 
 
+@pytest.mark.parametrize("n_bytes", [900, 2500, 8000])
+@pytest.mark.parametrize("ridges", STEEP)
+def test_blocks_change_no_bit_where_ridges_differ_by_row(tmp_path, monkeypatch, n_bytes, ridges):
+    expected = steep_fit(steep_data(), ridges)
+    in_small_parts(monkeypatch, n_bytes)
+    source = ShardedMatrix.from_matrix(steep_data(), tmp_path / "s", shard_bytes=3000)
+    assert_close(steep_fit(source, ridges), expected, 0)
+
+
 def test_rows_are_taken_out_of_rows_that_were_taken_out():
     counts = np.arange(1, 31)
     every = ShardRows((SimpleNamespace(start=0, stop=30),), 9, np.dtype("f4"), counts, (0, 30))
@@ -196,19 +212,25 @@ def test_blocks_beyond_what_the_host_keeps_are_read_in_every_half_sweep(reading,
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["host", "device"])
 def test_the_host_keeps_as_many_problems_as_its_bytes_allow(reading, monkeypatch, streamed):
-    expected = fit("implicit ones", reading.source)
-    in_all = len(reading.read)
-    monkeypatch.setattr(engine, "HOST_BYTES", 500)
     if streamed:
         cut_always(monkeypatch, 1500)
+    sizes, size_of = [], engine._owned_bytes
+
+    def noted(problem):
+        sizes.append(size_of(problem))
+        return sizes[-1]
+
+    monkeypatch.setattr(engine, "_owned_bytes", noted)
+    expected = fit("implicit ones", reading.source)
+    assert len(sizes) == len(reading.users + reading.items)
+    kept = sum(sizes[-len(reading.items) :]) // 2
+    monkeypatch.setattr(engine, "HOST_BYTES", kept)
     reading.read.clear()
+    sizes.clear()
     assert_same(fit("implicit ones", reading.source), expected)
-    once, always = (
-        sum(reading.read.count(block) == n for block in reading.items) for n in (1, ITERATIONS)
-    )
-    assert once + always == len(reading.items)
-    assert min(once, always) > 0
-    assert in_all < len(reading.read)
+    reads = [reading.read.count(block) for block in reading.items]
+    assert set(reads) == {1, ITERATIONS}
+    assert 0.3 < reads.count(1) / len(reads) < 0.7
 
 
 def test_of_a_shard_no_more_than_the_part_is_decoded(tmp_path):

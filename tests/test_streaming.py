@@ -90,6 +90,40 @@ def test_streamed_factors_are_those_of_the_resident_path_on_a_cpu(monkeypatch, o
     assert streamed.report_.losses == pytest.approx(resident.report_.losses, rel=1e-12)
 
 
+STEEP = [(1e-3, 1.5, 0.1), (1e-2, 2.0, 1e-3)]
+"""Ridge, exponent and unobserved weight: ridges that differ a thousandfold from row to row."""
+
+
+def steep_data():
+    """Return users and items with far more entries first: what fits one end misleads the other."""
+    rng = np.random.default_rng(77)
+    chosen = rng.random((120, 60)) < np.linspace(0.9, 0.02, 120)[:, None]
+    matrix = chosen * rng.integers(1, 6, chosen.shape)
+    matrix = matrix[:, np.argsort(-chosen.sum(axis=0))]
+    return sp.csr_matrix(matrix.astype(np.float32))
+
+
+def steep_fit(data, ridges):
+    """Fit where the choice of the basis depends on the smallest ridge of all."""
+    regularization, exponent, weight = ridges
+    how = {"unobserved_weight": weight, "regularization_exponent": exponent, "use_cg": False}
+    model = gpu_als.AlternatingLeastSquares(
+        20, regularization, iterations=2, random_state=11, use_gpu=False, **how
+    )
+    model.fit(data, show_progress=False)
+    return model
+
+
+@pytest.mark.parametrize("max_bytes", [1000, 4000])
+@pytest.mark.parametrize("ridges", STEEP)
+def test_streaming_changes_no_bit_where_ridges_differ_by_row(monkeypatch, max_bytes, ridges):
+    resident = steep_fit(steep_data(), ridges)
+    cut_always(monkeypatch, max_bytes)
+    streamed = steep_fit(steep_data(), ridges)
+    np.testing.assert_array_equal(streamed.user_factors, resident.user_factors)
+    np.testing.assert_array_equal(streamed.item_factors, resident.item_factors)
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"bias": False}, {"nonnegative": True}, {"scale_regularization": None}, {"solver": "cg"}],
