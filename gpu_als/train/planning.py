@@ -23,6 +23,7 @@ from gpu_als.core.memory import (
 )
 from gpu_als.core.packing import row_elements
 from gpu_als.errors import InputError
+from gpu_als.train.engine import HOST_BYTES
 
 __all__ = ["FitPlan", "HostPlan", "Machine", "Threads", "plan", "plan_host"]
 
@@ -185,7 +186,7 @@ class FitPlan:
         )
         host = in_memory
         if machine.host_memory is not None and in_memory.total > machine.host_memory:
-            host = min(in_memory, from_shards, key=lambda each: each.total)
+            host = min(from_shards, in_memory, key=lambda each: each.total)
         return cls(shape, machine, host, device)
 
     @property
@@ -448,15 +449,18 @@ def _data(
         if part_bytes is not None:
             part = min(part, part_bytes // shape.entry_bytes)
         part = max(part, shape.longest)
-        if part >= shape.entries:  # both sides are one part each, which stays
-            return rows + round(shape.entries * (2 * (entry + copied) + set_apart)), 0
+        kept = HOST_BYTES / copied if threads else 0.0  # entries of each side that stay
+        if max(part, kept) >= shape.entries:
+            once = min(part, shape.entries) * set_apart
+            return rows + round(2 * shape.entries * (entry + copied)), once
         # One is in use while the next is made ready; where nothing is done with the next one's
         # entries, the maps of them take no memory.
         ahead = min(part, shape.entries - part)
         mapped = part + ahead
         if not shape.base and shape.value_bytes == _STORED_BYTES:
             mapped = part
-        return rows + mapped * entry + round((part + ahead) * copied) + ahead * set_apart, 0
+        passing = mapped * entry + round((part + ahead) * copied) + ahead * set_apart
+        return rows + round(2 * kept * (entry + copied)) + passing, 0
     held = 2 * shape.entries * entry + rows
     if threads:
         return held + round(2 * shape.entries * copied), shape.entries * set_apart
