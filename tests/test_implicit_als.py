@@ -17,7 +17,7 @@ from gpu_als.errors import (
     InputError,
     ModelFileError,
 )
-from gpu_als.models.loss import sum_of_magnitudes
+from gpu_als.models.implicit import _sum_of_magnitudes
 
 
 def fit(user_items=PLAYS, callback=None, **params):
@@ -73,7 +73,7 @@ def test_confidences_in_float32_are_added_up_in_float64():
     matrix = sp.csr_matrix(values.reshape(30, 100).astype(np.float32))
     constant = Implicit(0.1, 2.0).constant(SparseRows.from_csr(matrix))
     assert constant == 2 * values[values > 0].sum()
-    assert sum_of_magnitudes(matrix.data) == np.abs(values).sum()
+    assert _sum_of_magnitudes(matrix.data) == np.abs(values).sum()
 
 
 # --- fitting -------------------------------------------------------------------------------------

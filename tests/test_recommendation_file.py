@@ -12,7 +12,7 @@ from helpers import random_ratings
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
 from gpu_als.errors import InputError, NotFittedError
-from gpu_als.models import recommend as recommending
+from gpu_als.models import estimator
 from gpu_als.ranking.to_file import recommendation_file
 
 N_USERS, N_ITEMS = 23, 17
@@ -40,7 +40,7 @@ both_formats = pytest.mark.parametrize("ending", [".npy", ".parquet"])
 @pytest.fixture(autouse=True)
 def few_users_at_once(monkeypatch):
     """Make several blocks of the few users here, the last of them smaller."""
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 5)
+    monkeypatch.setattr(estimator, "_USERS_AT_ONCE", 5)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_users_come_in_the_order_asked(tmp_path, request, ending, users):
 def test_the_size_of_the_blocks_changes_nothing(tmp_path, monkeypatch, at_once):
     model = implicit()
     write(model, tmp_path / "expected.npy", PLAYS)
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", at_once)
+    monkeypatch.setattr(estimator, "_USERS_AT_ONCE", at_once)
     write(model, tmp_path / "found.npy", PLAYS)
     found, expected = (np.load(tmp_path / f"{name}.npy") for name in ("found", "expected"))
     np.testing.assert_array_equal(found["item"], expected["item"])

@@ -28,7 +28,8 @@ import gpu_als
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import NotFittedError
-from gpu_als.models import recommend as recommending
+from gpu_als.models import estimator
+from gpu_als.models.fitted import Fitted
 
 PACKAGE = str(Path(gpu_als.__file__).parent)
 MODELS = str(Path(PACKAGE) / "models")
@@ -241,8 +242,8 @@ def test_ids_and_factors_stay_together(make, read):
 @pytest.mark.parametrize("make", [implicit, explicit])
 def test_a_file_of_recommendations_is_of_one_model(tmp_path, monkeypatch, make):
     """A fit between two blocks of users changes nothing of the file."""
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 12)
-    model, open_file = make(), recommending.recommendation_file
+    monkeypatch.setattr(estimator, "_USERS_AT_ONCE", 12)
+    model, open_file = make(), estimator.recommendation_file
     model.recommend_to_file(tmp_path / "expected.npy", PLAYS, N=3, show_progress=False)
     before, blocks = learnt(model), []
 
@@ -257,7 +258,7 @@ def test_a_file_of_recommendations_is_of_one_model(tmp_path, monkeypatch, make):
 
             yield write_and_fit
 
-    monkeypatch.setattr(recommending, "recommendation_file", open_and_fit_after_each_block)
+    monkeypatch.setattr(estimator, "recommendation_file", open_and_fit_after_each_block)
     model.recommend_to_file(tmp_path / "found.npy", PLAYS, N=3, show_progress=False)
     assert len(blocks) == 3
     assert learnt(model) != before
@@ -366,22 +367,22 @@ def test_partial_fits_at_the_same_time_both_land(monkeypatch, side):
 
     model = implicit()
     model._writing = lock = WatchedLock()
-    begun, publish = threading.Event(), AlternatingLeastSquares._publish
+    begun, replaced = threading.Event(), Fitted.replaced
 
     def second():
         getattr(model, name)([17], rows[17])
         lock.awaited.set()  # in case it need not wait
 
-    def publish_in_the_middle(self, **attributes):
+    def replace_in_the_middle(self, **parts):
         """Have the second begin when the first has taken the former rows and changed its own."""
         if threading.current_thread() is threading.main_thread() and not begun.is_set():
             begun.set()
             thread.start()
             assert lock.awaited.wait(60)
-        publish(self, **attributes)
+        return replaced(self, **parts)
 
     thread = threading.Thread(target=second)
-    monkeypatch.setattr(AlternatingLeastSquares, "_publish", publish_in_the_middle)
+    monkeypatch.setattr(Fitted, "replaced", replace_in_the_middle)
     getattr(model, name)([3], rows[3])
     thread.join(60)
     assert begun.is_set()

@@ -2,8 +2,7 @@
 
 from gpu_als.models.dense import als_step, factorize, loss_and_gradient
 from gpu_als.models.explicit import ExplicitALS
-from gpu_als.models.implicit import AlternatingLeastSquares
-from gpu_als.models.loss import calculate_loss
+from gpu_als.models.implicit import AlternatingLeastSquares, calculate_loss
 
 __all__ = [
     "AlternatingLeastSquares",

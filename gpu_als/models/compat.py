@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gpu_als.data.csr import as_csr, check_index_array
 from gpu_als.models.params import check_integer
-from gpu_als.models.recommend import Recommends
 
-__all__ = ["HadBefore"]
+__all__ = ["DeprecatedMethods"]
 
 
-class HadBefore(Recommends):
+class DeprecatedMethods:
     """Mixin: ``rank_items`` and ``recommend_all``."""
+
+    recommend: Callable[..., tuple[np.ndarray, np.ndarray]]
 
     def rank_items(
         self, userid: Any, user_items: Any, selected_items: Any, recalculate_user: bool = False

@@ -9,15 +9,16 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import Backend, BackendChoice
+from gpu_als.backends import BackendChoice
 from gpu_als.core.objectives import Explicit
-from gpu_als.core.problem import Array, SparseRows
+from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import NonNegative, Solver, as_solver
-from gpu_als.data.csr import as_csr, check_magnitude
-from gpu_als.data.splits import check_random_state
+from gpu_als.data.csr import as_csr, check_magnitude, real_numbers
 from gpu_als.errors import InputError
 from gpu_als.metrics import rmse
-from gpu_als.models.explicit_file import StoredRatingModel
+from gpu_als.models import files
+from gpu_als.models.estimator import SIDES, Estimator, attribute
+from gpu_als.models.fitted import Fitted
 from gpu_als.models.params import (
     check_dtype,
     check_flag,
@@ -25,10 +26,7 @@ from gpu_als.models.params import (
     check_pair,
     check_precision,
 )
-from gpu_als.models.recommend import Recommends, requested_rows
-from gpu_als.models.sides import aligned_weights, fold_in, weighted_sum
-from gpu_als.models.snapshots import of_one_moment
-from gpu_als.ranking.top_k import check_pairs, pair_scores
+from gpu_als.models.recommend import predictions
 from gpu_als.train.checkpoint import begin
 from gpu_als.train.engine import Model
 from gpu_als.train.loop import Schedule, train
@@ -36,16 +34,14 @@ from gpu_als.train.report import FitReport
 from gpu_als.train.row_blocks import hash_arrays
 from gpu_als.train.training_data import TrainingData, as_training_data
 from gpu_als.train.validation import validation_ratings
-from gpu_als.train.warm_start import carry_over, former_rows
 
 __all__ = ["ExplicitALS"]
 
-_SIDES = ("users", "items")
 _DRAWN_AT_ONCE = 1 << 14
 """Rows, since they are drawn in float64."""
 
 
-class ExplicitALS(StoredRatingModel, Recommends):
+class ExplicitALS(Estimator):
     """Matrix factorisation of ratings by alternating least squares.
 
     Predicts ``mean + b_u + b_i + x_u . y_i`` and minimises
@@ -105,6 +101,12 @@ class ExplicitALS(StoredRatingModel, Recommends):
     2007.
     """
 
+    _file = files.EXPLICIT
+    bias: bool
+
+    user_biases = attribute("users", "biases", "Array of shape (n_users,), zero without ``bias``.")
+    item_biases = attribute("items", "biases", "Array of shape (n_items,), zero without ``bias``.")
+
     def __init__(
         self,
         factors: int = 64,
@@ -132,7 +134,7 @@ class ExplicitALS(StoredRatingModel, Recommends):
             )
         self.scale_regularization = scale_regularization
         self.bias = check_flag(bias, name="bias")
-        if not isinstance(nonnegative, bool | np.bool_) and not _is_one_of(nonnegative, *_SIDES):
+        if not isinstance(nonnegative, bool | np.bool_) and not _is_one_of(nonnegative, *SIDES):
             raise InputError(f"nonnegative must be a bool, 'users' or 'items', not {nonnegative!r}")
         self.nonnegative = nonnegative
         Schedule(check_integer(iterations, name="iterations", at_least=0), tol, patience)
@@ -146,14 +148,17 @@ class ExplicitALS(StoredRatingModel, Recommends):
         self.dtype = check_dtype(dtype)
         self.precision = check_precision(precision)
         self.random_state = random_state
-        self.user_factors: Any = None
-        self.item_factors: Any = None
-        self.user_biases: Any = None
-        self.item_biases: Any = None
-        self.global_mean = 0.0
-        self.report_: FitReport | None = None
-        self._trained: tuple[int, bool] | None = None
         self._forget()
+
+    @property
+    def global_mean(self) -> float:
+        """What is added to every prediction; zero without ``bias``."""
+        return self._fitted.mean
+
+    @global_mean.setter
+    def global_mean(self, mean: float) -> None:
+        with self._writing:
+            self._fitted = self._fitted.replaced(mean=float(mean))
 
     def fit(
         self,
@@ -216,9 +221,8 @@ class ExplicitALS(StoredRatingModel, Recommends):
         former = self._former() if check_flag(warm_start, name="warm_start") else None
         weigh = None
         if sample_weight is not None:
-            weigh = partial(aligned_weights, ratings, sample_weight)
+            weigh = partial(_aligned_weights, ratings, sample_weight)
         data = as_training_data(ratings, name="ratings", dtype=self.dtype, weigh=weigh)
-
         total, weight = map(sum, zip(*data.map_blocks(_checked_sum), strict=True))
         mean = total / weight if self.bias and weight else 0.0
         engine = data.engine(self._objective(mean), self._width, self._backend_choice())
@@ -239,14 +243,14 @@ class ExplicitALS(StoredRatingModel, Recommends):
             tuple((size, self._width) for size in data.shape),
             bias=self.bias,
         )
-        model = start.model or self._start(data, former)
+        model = start.model or self._start(data, former or Fitted())
         self.report_ = start.report
         schedule = Schedule(self.iterations, self.tol, self.patience)
         if self.patience is not None and validate is None:
             raise InputError("patience needs a validation set; pass fit(..., validation=...)")
         train(
             engine,
-            (self._solver("users"), self._solver("items")),
+            (self._solver("users", bias=self.bias), self._solver("items", bias=self.bias)),
             model,
             schedule,
             report=self.report_,
@@ -256,71 +260,8 @@ class ExplicitALS(StoredRatingModel, Recommends):
             best=start.best,
             checkpoints=start.checkpoints,
         )
-        users, items = map(self._get_backend().to_host, model.factors)
-        self._publish(**self._by_name(users, items), global_mean=mean, **self._ids_of(data))
+        self._take_over(data, *model.factors, mean)
         return self
-
-    @of_one_moment
-    def predict(self, users: Any, items: Any) -> np.ndarray:
-        """Return predicted ratings of (user, item) pairs.
-
-        Parameters
-        ----------
-        users, items : int or array of int, shape (n,)
-            Row and column numbers; see :meth:`user_index` for ids.
-
-        Returns
-        -------
-        array, shape (n,)
-            Of the factors' dtype. A row without ratings contributes nothing but the mean.
-        """
-        self._check_fitted()
-        rows, columns = check_pairs(users, items, len(self.user_factors), len(self.item_factors))
-        return self._predict(
-            np.column_stack([self.user_factors, self.user_biases]),
-            np.column_stack([self.item_factors, self.item_biases]),
-            rows,
-            columns,
-            self.global_mean,
-        )
-
-    @of_one_moment
-    def fold_in_users(
-        self, ratings: Any, *, sample_weight: Any = None, return_biases: bool = False
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Return factors of users that were not trained on, exactly as a half-sweep would.
-
-        Parameters
-        ----------
-        ratings : sparse matrix or array, shape (n, n_items)
-        sample_weight : optional
-            Weight of each rating, as in :meth:`fit`.
-        return_biases : bool
-            Return ``(factors, biases)``.
-
-        Returns
-        -------
-        array, shape (n, factors)
-            Zero for rows without ratings. With ``return_biases`` also an array of shape (n,).
-        """
-        self._check_unchanged()
-        matrix = as_csr(ratings, name="ratings", dtype=self.dtype)
-        check_magnitude(matrix, dtype=self.dtype, name="ratings")
-        weights = None
-        if sample_weight is not None:
-            matrix, weights = aligned_weights(ratings, sample_weight, matrix)
-        matrix = requested_rows(
-            matrix, matrix.shape[0], len(self.item_factors), "fold in", dtype=self.dtype
-        )
-        backend = self._get_backend()
-        objective, entries = self._objective(self.global_mean), SparseRows.from_csr(matrix, weights)
-        items = self._with_biases(self.item_factors, self.item_biases)
-        how = self._solver("users")
-        solved = fold_in(backend, objective, entries, "users", items, how, bias=self.bias)
-        factors = solved[:, : self.factors]
-        if not return_biases:
-            return factors
-        return factors, solved[:, -1] if self.bias else np.zeros(len(solved), self.dtype)
 
     @property
     def _width(self) -> int:
@@ -330,47 +271,53 @@ class ExplicitALS(StoredRatingModel, Recommends):
     def _backend_choice(self) -> BackendChoice:
         return BackendChoice(self.backend, self.num_threads, self.precision)
 
-    def _get_backend(self) -> Backend:
-        return self._backend_choice().get()
+    def _use(self, backend: str) -> None:
+        self.backend = backend
+
+    def _keep(self, matrix: Any) -> np.ndarray:
+        """Return factors as a NumPy array, wherever the model works."""
+        return self._get_backend().to_host(matrix)
 
     def _objective(self, mean: float) -> Explicit:
         pair = self.regularization
         count = self.scale_regularization == "count"
         return Explicit(tuple(pair) if np.ndim(pair) else pair, count, mean)  # type: ignore[arg-type]
 
-    def _queries(
-        self, backend: Backend, ids: np.ndarray, rows: sp.csr_matrix | None
-    ) -> tuple[Array, Array]:
-        factors, biases = self.user_factors, self.user_biases
-        if rows is None:
-            factors, biases = factors[ids], biases[ids]
-        else:
-            factors, biases = self.fold_in_users(rows, return_biases=True)
-        # the item's bias is one more factor whose partner is 1; so is what the user adds to all
-        ones, base = np.ones(len(ids), self.dtype), biases + self.dtype.type(self.global_mean)
-        users = np.column_stack([factors, ones, base])
-        ones = np.ones(len(self.item_factors), self.dtype)
-        items = np.column_stack([self.item_factors, self.item_biases, ones])
-        return backend.from_host(users), backend.from_host(items)
-
     def _is_nonnegative(self, side: str) -> bool:
         return self.nonnegative is True or self.nonnegative == side
 
-    def _solver(self, side: str) -> Solver:
+    def _solver(self, side: str, *, bias: bool) -> Solver:
         if self._is_nonnegative(side):
-            return NonNegative(free_columns=int(self.bias))
+            return NonNegative(free_columns=int(bias))
         return as_solver(self.solver)
 
-    def _former(self) -> Self:
-        """Return the model as it is now, once checked, for a fit to start from."""
-        former = self._snapshot()
-        former._check_fitted()
-        if former._trained != (self.factors, self.bias):
+    _exact_solver = _solver
+
+    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
+        check_magnitude(rows, dtype=rows.dtype, name=name, first_row=first_row)
+
+    def _weighed(
+        self, entries: Any, sample_weight: Any, matrix: sp.csr_matrix, name: str
+    ) -> tuple[sp.csr_matrix, np.ndarray]:
+        return _aligned_weights(entries, sample_weight, matrix)
+
+    @classmethod
+    def _from_stored(cls, values: dict[str, Any]) -> Self:
+        if isinstance(values.get("regularization"), list):
+            values["regularization"] = tuple(values["regularization"])
+        values.setdefault("scale_regularization", None)
+        names = cls._parameters()
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def _former(self) -> Fitted:
+        """Return what the model has, once checked, for a fit to start from."""
+        former = self._fitted.checked()
+        if (former.users.factors.shape[1], former.users.bias) != (self.factors, self.bias):
             raise InputError(
                 "warm_start: factors or bias were changed by set_params after training; set them "
                 "back, or fit with warm_start=False"
             )
-        for side, factors in zip(_SIDES, (former.user_factors, former.item_factors), strict=True):
+        for side, factors in zip(SIDES, (former.users.factors, former.items.factors), strict=True):
             if self._is_nonnegative(side) and factors.min(initial=0) < 0:
                 raise InputError(
                     f"warm_start: the model's factors of {side} are negative in places, which "
@@ -378,34 +325,14 @@ class ExplicitALS(StoredRatingModel, Recommends):
                 )
         return former
 
-    def _start(self, data: TrainingData, former: Self | None) -> Model:
-        """Return the factors to start from: those of a former model, and drawn ones for the rest.
-
-        Rows without ratings start, and stay, at zero.
-        """
-        before: tuple[Any, Any] = (None, None)
-        rows = before
-        if former is not None:
-            rows = former_rows(
-                (former.user_factors, former.item_factors),
-                (former.user_ids, former.item_ids),
-                data,
-                self.factors,
-                name="ratings",
-                remedy="fit with warm_start=False",
-            )
-            before = (
-                self._with_biases(former.user_factors, former.user_biases),
-                self._with_biases(former.item_factors, former.item_biases),
-            )
-        rng = check_random_state(self.random_state)
-        sides = [
-            carry_over(factors, known, size, partial(self._draw, rng, side))
-            for side, factors, known, size in zip(_SIDES, before, rows, data.shape, strict=True)
-        ]
-        for factors, counts in zip(sides, data.counts(), strict=True):
+    def _start(self, data: TrainingData, former: Fitted) -> Model:
+        """Return the factors to start from; rows without ratings start, and stay, at zero."""
+        model = self._first_factors(
+            data, former, name="ratings", remedy="fit with warm_start=False"
+        )
+        for factors, counts in zip(model.factors, data.counts(), strict=True):
             factors[counts == 0] = 0
-        return Model(sides[0], sides[1], self.bias)
+        return model
 
     def _draw(self, rng: Any, side: str, n_rows: int) -> np.ndarray:
         """Draw initial factors of new rows, with a bias of zero."""
@@ -419,37 +346,12 @@ class ExplicitALS(StoredRatingModel, Recommends):
             drawn[:, -1] = 0
         return drawn
 
-    def _by_name(self, users: np.ndarray, items: np.ndarray) -> dict[str, Any]:
-        """Return what training found, as the attributes hold it."""
-        found: dict[str, Any] = {"_trained": (self.factors, self.bias)}
-        for side, extended in (("user", users), ("item", items)):
-            biases = extended[:, -1].copy() if self.bias else np.zeros(len(extended), self.dtype)
-            found[f"{side}_factors"] = np.ascontiguousarray(extended[:, : self.factors])
-            found[f"{side}_biases"] = biases
-        return found
-
-    def _with_biases(self, factors: np.ndarray, biases: np.ndarray) -> np.ndarray:
-        return np.column_stack([factors, biases]) if self.bias else factors
-
-    def _predict(
-        self,
-        users: np.ndarray,
-        items: np.ndarray,
-        rows: np.ndarray,
-        columns: np.ndarray,
-        mean: float,
-    ) -> np.ndarray:
-        """Predict pairs from factors whose last column is the bias, in bounded memory."""
-        scores = pair_scores(np, users[:, :-1], items[:, :-1], rows, columns)
-        return scores + (users[rows, -1] + items[columns, -1] + self.dtype.type(mean))
-
     def _validator(
         self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray, mean: float
     ) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
         def validate(users: np.ndarray, items: np.ndarray) -> dict[str, float]:
-            if not self.bias:  # a column of zeros in the place of the bias
-                users, items = (np.pad(side, ((0, 0), (0, 1))) for side in (users, items))
-            return {"rmse": rmse(values, self._predict(users, items, rows, columns, mean))}
+            found = predictions(np, users, items, rows, columns, bias=self.bias, mean=mean)
+            return {"rmse": rmse(values, found)}
 
         return validate
 
@@ -460,8 +362,78 @@ def _checked_sum(first_row: int, rows: SparseRows) -> tuple[float, float]:
     A function of no estimator, since workers of a cluster get it.
     """
     check_magnitude(rows.to_csr(), dtype=rows.values.dtype, name="ratings", first_row=first_row)
-    return weighted_sum(rows.values, rows.weights)
+    return _weighted_sum(rows.values, rows.weights)
 
 
 def _is_one_of(value: Any, *names: str) -> bool:
     return isinstance(value, str) and value in names
+
+
+def _aligned_weights(
+    ratings: Any, sample_weight: Any, user_items: sp.csr_matrix
+) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Return the ratings that have a weight above zero, and those weights.
+
+    Parameters
+    ----------
+    ratings : matrix
+        As the user passed it.
+    sample_weight : array-like
+        A sparse matrix with the same stored entries (or Interactions, whose ids are not looked
+        at), a dense one of the same shape, or a 1-D array aligned with ``ratings.data``. Weight 0
+        means "as if not observed".
+    user_items : csr_matrix
+        ``ratings`` in validated form.
+    """
+    shape, dtype = user_items.shape, user_items.dtype
+    sample_weight = getattr(sample_weight, "user_items", sample_weight)  # of Interactions
+    if not sp.issparse(sample_weight):
+        sample_weight = real_numbers(sample_weight, name="sample_weight")
+    if sp.issparse(sample_weight):
+        weights = as_csr(sample_weight, name="sample_weight", dtype=dtype)
+    elif sample_weight.ndim == 2:
+        dense = sample_weight
+        rows = np.repeat(np.arange(shape[0]), np.diff(user_items.indptr))
+        if dense.shape != shape:
+            raise InputError(f"sample_weight has shape {dense.shape}; ratings has {shape}")
+        pattern = dense[rows, user_items.indices], user_items.indices, user_items.indptr
+        weights = as_csr(sp.csr_matrix(pattern, shape=shape), name="sample_weight", dtype=dtype)
+    else:
+        entries = getattr(ratings, "user_items", ratings)
+        by_entry = sp.issparse(entries) and entries.format in ("csr", "csc", "coo")
+        if not by_entry or np.shape(sample_weight) != entries.data.shape:
+            raise InputError(
+                "sample_weight must be an array of the shape of ratings, or have one value for "
+                "each entry of the data of a CSR, CSC or COO matrix; found shape "
+                f"{np.shape(sample_weight)}"
+            )
+        replaced = entries.copy()
+        replaced.data = sample_weight
+        weights = as_csr(replaced, name="sample_weight", dtype=dtype)
+    same = (
+        weights.shape == shape
+        and np.array_equal(weights.indptr, user_items.indptr)
+        and np.array_equal(weights.indices, user_items.indices)
+    )
+    if not same or (sp.issparse(ratings) and ratings.nnz != user_items.nnz):
+        raise InputError(
+            "sample_weight must have the shape and the stored entries of ratings, once each; "
+            "build both from the same rows and columns"
+        )
+    check_magnitude(weights, dtype=dtype, name="sample_weight")
+    if weights.data.min(initial=0) < 0:
+        raise InputError("sample_weight holds negative values; weights must be 0 or more")
+    kept = weights.data > 0
+    if kept.all():
+        return user_items, weights.data
+    before = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[user_items.indptr]
+    some = user_items.data[kept], user_items.indices[kept], before
+    return sp.csr_matrix(some, shape=shape), weights.data[kept]
+
+
+def _weighted_sum(values: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    """Return the sum of values times weights, and that of the weights, added in float64."""
+    if weights is None:
+        return float(values.sum(dtype=np.float64)), float(len(values))
+    wide = weights.astype(np.float64)
+    return float(values @ wide), float(wide.sum())

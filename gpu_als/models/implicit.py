@@ -11,17 +11,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from gpu_als.backends import BackendChoice
-from gpu_als.core.backend import Backend
 from gpu_als.core.objectives import IALS, Implicit
-from gpu_als.core.problem import Array, SparseRows
+from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, Solver
-from gpu_als.data.splits import check_random_state
+from gpu_als.data.csr import as_csr, check_magnitude, to_host
 from gpu_als.errors import InputError, ParameterWarning
-from gpu_als.models.compat import HadBefore
-from gpu_als.models.explain import Explains
-from gpu_als.models.fold_in import SolvesNewRows, check_confidences
-from gpu_als.models.implicit_file import StoredAsNpz
-from gpu_als.models.loss import loss_scale, sum_of_magnitudes
+from gpu_als.models import files
+from gpu_als.models.compat import DeprecatedMethods
+from gpu_als.models.estimator import Estimator
 from gpu_als.models.params import (
     check_dtype,
     check_flag,
@@ -29,18 +26,16 @@ from gpu_als.models.params import (
     check_nonnegative,
     check_precision,
 )
-from gpu_als.models.similar import FindsSimilar
+from gpu_als.ranking.top_k import pair_scores
 from gpu_als.train.checkpoint import begin
-from gpu_als.train.engine import Model
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
 from gpu_als.train.training_data import TrainingData, as_training_data
-from gpu_als.train.warm_start import carry_over, former_rows
 
-__all__ = ["AlternatingLeastSquares"]
+__all__ = ["AlternatingLeastSquares", "calculate_loss"]
 
 
-class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains, HadBefore):
+class AlternatingLeastSquares(Estimator, DeprecatedMethods):
     """Matrix factorisation of implicit feedback by alternating least squares.
 
     Minimises ``sum_all c_ui (p_ui - x_u . y_i)^2 + regularization (|X|^2 + |Y|^2)`` with the
@@ -105,6 +100,8 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
     benchmarks, RecSys 2022.
     """
 
+    _file = files.IMPLICIT
+
     def __init__(
         self,
         factors: int = 100,
@@ -145,8 +142,7 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
         self.precision = check_precision(precision)
         self.cg_steps = 3
         self.fit_callback: Callable[[int, float, float | None], Any] | None = None
-        self._init_factors()
-        self.report_: FitReport | None = None
+        self._forget()
 
     def fit(
         self,
@@ -203,13 +199,15 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             {"user_items": data.fingerprint},
             tuple((size, self.factors) for size in data.shape),
         )
-        model = start.model or self._start(data)
+        model = start.model or self._first_factors(
+            data, self._fitted, name="user_items", remedy="set it to None to start afresh"
+        )
         self.report_ = start.report
         callback = callback or self.fit_callback
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
 
         def keep() -> None:
-            self._place(*(side.copy() for side in model.factors), **self._ids_of(data))
+            self._take_over(data, *(factors.copy() for factors in model.factors))
 
         def watch(iteration: int, seconds: float, loss: float) -> None:
             assert callback is not None
@@ -226,32 +224,45 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
                 best=start.best,
                 checkpoints=start.checkpoints,
                 constant=constant,
-                loss_scale=loss_scale(data.shape, data.nnz, self.alpha * magnitudes),
+                loss_scale=_loss_scale(data.shape, data.nnz, self.alpha * magnitudes),
                 callback=callback and watch,
                 progress=show_progress,
             )
         except KeyboardInterrupt:
             keep()
             raise
-        self._place(*model.factors, **self._ids_of(data))
-
-    def _checked(self) -> tuple[Any, Any]:
-        model = self._snapshot()
-        model._check_fitted()
-        return model._factors
+        self._take_over(data, *model.factors)
 
     def _backend_choice(self) -> BackendChoice:
         name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"
         return BackendChoice(name, self.num_threads, self.precision)
 
-    def _get_backend(self) -> Backend:
-        return self._backend_choice().get()
+    def _use(self, backend: str) -> None:
+        self.use_gpu = backend == "cupy"
 
-    def _objective(self) -> Implicit | IALS:
+    def _objective(self, mean: float = 0.0) -> Implicit | IALS:
         if self.unobserved_weight is None and self.regularization_exponent is None:
             return Implicit(self.regularization, self.alpha)
         weight = 1.0 if self.unobserved_weight is None else self.unobserved_weight
         return IALS(self.regularization, self.alpha, weight, self.regularization_exponent or 0.0)
+
+    def _exact_solver(self, side: str, *, bias: bool) -> Cholesky:
+        return Cholesky()
+
+    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
+        _check_confidences(rows, self.alpha, name, first_row)
+
+    @classmethod
+    def _from_stored(cls, values: dict[str, Any]) -> AlternatingLeastSquares:
+        for name in ("use_native", "calculate_training_loss"):
+            check_flag(values.get(name, False), name=name)
+        steps = check_integer(values.get("cg_steps", 3), name="cg_steps", at_least=1)
+        if values.get("dtype") == "float16":  # of a GPU model of implicit
+            values["dtype"] = "float32"
+        names = cls._parameters()
+        model = cls(**{name: value for name, value in values.items() if name in names})
+        model.cg_steps = steps
+        return model
 
     def _check_interactions(self, user_items: Any) -> TrainingData:
         if sp.issparse(user_items) and user_items.format != "csr":
@@ -263,39 +274,9 @@ class AlternatingLeastSquares(StoredAsNpz, SolvesNewRows, FindsSimilar, Explains
             )
         return as_training_data(user_items, name="user_items", dtype=self.dtype)
 
-    def _start(self, data: TrainingData) -> Model:
-        """Return the factors to start from: those that are there, once checked, or drawn ones."""
-        model = self._snapshot()
-        users, items = (None if one is None else np.asarray(one) for one in model._factors)
-        for name, factors in (("user_factors", users), ("item_factors", items)):
-            if factors is not None and factors.dtype.kind not in "fiu":
-                raise InputError(f"{name} must be an array of numbers, not of {factors.dtype}")
-        rows = former_rows(
-            (users, items),
-            (model.user_ids, model.item_ids),
-            data,
-            self.factors,
-            name="user_items",
-            remedy="set it to None to start afresh",
-        )
-        rng = check_random_state(self.random_state)
-
-        def draw(n_rows: int) -> np.ndarray:
-            drawn = rng.random((n_rows, self.factors), dtype=self.dtype.type)
-            return drawn * self.dtype.type(0.01)
-
-        return Model(
-            carry_over(users, rows[0], data.shape[0], draw),
-            carry_over(items, rows[1], data.shape[1], draw),
-        )
-
-    def _queries(
-        self, backend: Backend, ids: np.ndarray, rows: sp.csr_matrix | None
-    ) -> tuple[Array, Array]:
-        users, items = self._both_on_device(backend, self._factors)
-        if rows is not None:
-            return backend.from_host(self._solve("users", rows)), items
-        return users[backend.from_host(ids)], items
+    def _draw(self, rng: Any, side: str, n_rows: int) -> np.ndarray:
+        drawn: np.ndarray = rng.random((n_rows, self.factors), dtype=self.dtype.type)
+        return drawn * self.dtype.type(0.01)
 
 
 def _checked_sums(
@@ -305,5 +286,78 @@ def _checked_sums(
 
     A function of no estimator, since workers of a cluster get it.
     """
-    check_confidences(rows.to_csr(), objective.alpha, "user_items", first_row)
-    return objective.constant(rows), sum_of_magnitudes(rows.values)
+    _check_confidences(rows.to_csr(), objective.alpha, "user_items", first_row)
+    return objective.constant(rows), _sum_of_magnitudes(rows.values)
+
+
+def _check_confidences(matrix: sp.csr_matrix, alpha: float, name: str, first_row: int = 0) -> None:
+    """Refuse values whose confidence, or its square, leaves the range of their dtype."""
+    check_magnitude(matrix, dtype=matrix.dtype, name=name, first_row=first_row)
+    data = matrix.data
+    largest = alpha * float(max(data.max(initial=0), -data.min(initial=0)))
+    if largest > float(np.finfo(matrix.dtype).max) ** (1 / 3):
+        raise InputError(
+            f"alpha * {name} reaches {largest:g}, whose square overflows {matrix.dtype}; "
+            "lower alpha or rescale the values"
+        )
+
+
+def calculate_loss(Cui: Any, X: Any, Y: Any, regularization: float, num_threads: int = 0) -> float:
+    """Return the loss of factors on a matrix of confidences, as ``implicit`` defines it.
+
+    ``[sum over all cells of c (p - x . y)^2 + regularization (|X|^2 + |Y|^2)] / (sum abs(c) +
+    cells - stored)``, where stored confidences count with their absolute value, ``p`` is 1 for
+    those above zero and 0 elsewhere, and cells that are not stored have ``c = 1``. Everything is
+    added in float64.
+
+    Parameters
+    ----------
+    Cui : sparse matrix, shape (n_users, n_items)
+        Confidences: ``alpha`` times the values that a model is trained on.
+    X : array, shape (n_users, k)
+    Y : array, shape (n_items, k)
+    regularization : float
+    num_threads : int
+        Accepted so that existing calls work.
+
+    Returns
+    -------
+    float
+    """
+    matrix = as_csr(Cui, name="Cui", dtype=np.float64)
+    users, items = (_as_factors(side, name) for side, name in ((X, "X"), (Y, "Y")))
+    if (len(users), len(items)) != matrix.shape or users.shape[1] != items.shape[1]:
+        raise InputError(
+            f"X of shape {users.shape} and Y of shape {items.shape} do not fit a matrix of shape "
+            f"{matrix.shape}"
+        )
+    ridge = check_nonnegative(regularization, name="regularization")
+    rows = np.repeat(np.arange(len(users)), np.diff(matrix.indptr))
+    score = pair_scores(np, users, items, rows, matrix.indices)
+    confidence, liked = np.abs(matrix.data), matrix.data > 0
+    everywhere = np.sum((users.T @ users) * (items.T @ items))
+    stored = np.sum(confidence * (liked - score) ** 2 - score**2)
+    penalty = ridge * (np.sum(users**2) + np.sum(items**2))
+    scale = _loss_scale(matrix.shape, matrix.nnz, _sum_of_magnitudes(matrix.data))
+    return float((everywhere + stored + penalty) * scale)
+
+
+def _loss_scale(shape: tuple[int, int], nnz: int, confidences: float) -> float:
+    """Return 1 over ``sum abs(alpha r) + cells - stored``, by which ``implicit`` divides.
+
+    ``confidences`` is that sum.
+    """
+    total = confidences + float(shape[0]) * shape[1] - nnz
+    return 1 / total if total > 0 else 1.0
+
+
+def _sum_of_magnitudes(values: np.ndarray) -> float:
+    """Return ``sum abs(r)``, added in float64."""
+    return float(np.abs(values).sum(dtype=np.float64))
+
+
+def _as_factors(factors: Any, name: str) -> np.ndarray:
+    array = np.asarray(to_host(factors))
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise InputError(f"{name} must be a 2-D array of floats")
+    return array.astype(np.float64)

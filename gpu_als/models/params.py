@@ -7,8 +7,10 @@ import numbers
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse as sp
 
 from gpu_als.backends import PRECISIONS
+from gpu_als.data.csr import as_csr
 from gpu_als.errors import InputError
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "check_nonnegative",
     "check_pair",
     "check_precision",
+    "requested_rows",
 ]
 
 
@@ -142,3 +145,40 @@ def check_precision(precision: Any) -> str:
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     return precision
+
+
+def requested_rows(
+    user_items: Any,
+    n_users: int,
+    n_items: int,
+    why: str,
+    *,
+    name: str = "user_items",
+    dtype: Any = np.float32,
+) -> sp.csr_matrix:
+    """Return ``user_items`` as CSR after checking that it has one row per requested user.
+
+    Parameters
+    ----------
+    why : str
+        What the matrix is needed for; completes "user_items is needed to ...".
+    name : str
+        What the caller calls the matrix, in messages.
+    dtype : dtype
+        Of its values.
+    """
+    if user_items is None:
+        raise InputError(f"{name} is needed to {why}; pass one row for every requested user")
+    if n_users == 0:
+        return sp.csr_matrix((0, n_items), dtype=dtype)
+    rows = as_csr(user_items, name=name, dtype=dtype)
+    if rows.shape[0] != n_users:
+        raise InputError(
+            f"{name} must contain 1 row for every requested user: it has {rows.shape[0]} rows "
+            f"for {n_users} users; pass {name}[userid]"
+        )
+    if rows.shape[1] > n_items:
+        raise InputError(f"{name} has {rows.shape[1]} columns, but the model {n_items} items")
+    if rows.shape[1] < n_items:
+        rows = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=(n_users, n_items))
+    return rows

@@ -1,8 +1,7 @@
-"""The best items for users: what every estimator's ``recommend`` shares."""
+"""The best rows of one side for rows of either, and predictions for pairs."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,231 +9,50 @@ import scipy.sparse as sp
 
 from gpu_als.core.backend import Backend
 from gpu_als.core.problem import Array
-from gpu_als.data.csr import as_csr, check_index_array
+from gpu_als.data.csr import check_index_array
 from gpu_als.errors import InputError
-from gpu_als.models.external_ids import HasIds
-from gpu_als.models.params import check_integer
-from gpu_als.models.snapshots import of_one_moment
-from gpu_als.ranking.to_file import recommendation_file
-from gpu_als.ranking.top_k import lowest_score, top_k
+from gpu_als.models.params import check_integer, requested_rows
+from gpu_als.ranking.top_k import lowest_score, pair_scores, top_k
 
-__all__ = ["Recommends", "best_rows", "requested_rows"]
+__all__ = ["best_rows", "clear_low_scores", "own_rows_first", "predictions", "queries_of"]
 
-_USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
+Ranked = tuple[np.ndarray, np.ndarray]
+"""Ids and scores, of shape (n, N) each."""
 
 
-class Recommends(HasIds):
-    """Mixin: recommendations by the inner products of rows that the estimator supplies."""
-
-    dtype: np.dtype
-
-    def _get_backend(self) -> Backend:
-        raise NotImplementedError
-
-    def _queries(
-        self, backend: Backend, ids: np.ndarray, rows: sp.csr_matrix | None
-    ) -> tuple[Array, Array]:
-        """Return a row for each requested user and for each item, whose products are the scores.
-
-        Parameters
-        ----------
-        ids : int64 array, shape (n,)
-        rows : csr_matrix, shape (n, n_items), or None
-            What to solve the users from, instead of taking those that were trained.
-        """
-        raise NotImplementedError
-
-    @of_one_moment
-    def recommend(
-        self,
-        userid: Any,
-        user_items: Any = None,
-        N: int = 10,
-        filter_already_liked_items: bool = True,
-        filter_items: Any = None,
-        recalculate_user: bool = False,
-        items: Any = None,
-        *,
-        min_score: float | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best items for one user or for many.
-
-        Parameters
-        ----------
-        userid : int or array of int, shape (n,)
-        user_items : sparse matrix, shape (n, n_items)
-            One row per requested user; needed to filter or to recalculate.
-        N : int
-            Number of items; cut down to the number of candidates.
-        filter_already_liked_items : bool
-            Put the stored items of ``user_items`` last, with the lowest finite score.
-        filter_items : array of int or sparse matrix, optional
-            Items to put last as well: for every user, or for each those stored in the row of a
-            matrix of shape (n, n_items).
-        recalculate_user : bool
-            Use factors solved from ``user_items``, as :meth:`fold_in_users` does, instead of the
-            trained ones; ``userid`` then only says how many users there are.
-        items : array of int, optional
-            The only candidates.
-        min_score : float, optional
-            Places with a lower score get the id -1 and the lowest finite score.
-
-        Returns
-        -------
-        ids : int32 array, shape (N,) for one user, else (n, N)
-        scores : array of the same shape, of the factors' dtype
-            Falling; equal scores by rising id.
-
-        Raises
-        ------
-        InputError
-            An argument cannot be used; the message says why. For numbers out of range it is an
-            IndexError too.
-        """
-        self._check_fitted()
-        n_items = len(self.item_factors)
-        if np.ndim(filter_already_liked_items):
-            raise InputError(
-                "filter_already_liked_items must be True or False; pass items to leave out as "
-                "filter_items"
-            )
-        # With recalculation the users need not have been trained on.
-        known = np.iinfo(np.int64).max if recalculate_user else len(self.user_factors)
-        ids = check_index_array(userid, known, name="userid")
-        rows = None
-        if filter_already_liked_items or recalculate_user:
-            why = "filter" if filter_already_liked_items else "recalculate"
-            rows = requested_rows(user_items, len(ids), n_items, why, dtype=self.dtype)
-        backend = self._get_backend()
-        with backend.session():
-            users, catalogue = self._queries(backend, ids, rows if recalculate_user else None)
-            found, scores = best_rows(
-                backend,
-                users,
-                catalogue,
-                N,
-                denied=rows if filter_already_liked_items else None,
-                denied_to_all=filter_items,
-                candidates=items,
-            )
-        if min_score is not None:
-            low = scores < np.float64(_check_score(min_score))  # which may be beyond their range
-            found[low], scores[low] = -1, lowest_score(scores.dtype)
-        return (found[0], scores[0]) if np.ndim(userid) == 0 else (found, scores)
-
-    @of_one_moment
-    def recommend_to_file(
-        self,
-        file: str | os.PathLike[str],
-        user_items: Any = None,
-        N: int = 10,
-        filter_already_liked_items: bool = True,
-        filter_items: Any = None,
-        items: Any = None,
-        *,
-        userids: Any = None,
-        min_score: float | None = None,
-        show_progress: bool = True,
-    ) -> None:
-        """Write the best items of every user, or of some, to a file, in bounded memory.
-
-        The file appears under its name once it is complete.
-
-        Parameters
-        ----------
-        file : path
-            Ending in ``.npy``: an array of records ``user``, ``item`` (N,), ``score`` (N,), all
-            numbers of rows and columns, one record for each user (``numpy.load(file,
-            mmap_mode="r")``). Ending in ``.parquet`` (needs pyarrow): columns ``user``, ``rank``
-            (from 1), ``item`` and ``score``, one row for each place that holds an item, with the
-            ids of the training data where it had some.
-        user_items : sparse matrix, shape (n_users, n_items)
-            One row per user written, in the order of ``userids``; needed to filter.
-        N, filter_already_liked_items, filter_items, items, min_score
-            As in :meth:`recommend`.
-        userids : array of int, shape (n_users,), optional
-            Whom to write; everybody by default.
-        show_progress : bool
-
-        Raises
-        ------
-        InputError
-            An argument cannot be used, or the ending of the file is neither of these.
-        OSError
-            The file cannot be written; what was there before is left as it was.
-        """
-        self._check_fitted()
-        n_items = len(self.item_factors)
-        everybody = np.arange(len(self.user_factors)) if userids is None else userids
-        users = check_index_array(everybody, len(self.user_factors), name="userids")
-        liked = None
-        if filter_already_liked_items:
-            liked = requested_rows(user_items, len(users), n_items, "filter", dtype=self.dtype)
-        candidates = n_items
-        if items is not None:
-            candidates = len(np.unique(check_index_array(items, n_items, name="items")))
-        n_best = min(check_integer(N, name="N", at_least=1), max(candidates, 1))
-        if sp.issparse(filter_items):
-            filter_items = requested_rows(
-                filter_items, len(users), n_items, "filter", name="filter_items"
-            )
-        with recommendation_file(
-            file,
-            (len(users), n_best),
-            dtype=self.user_factors.dtype,
-            ids=(self.user_ids, self.item_ids),
-            show_progress=show_progress,
-        ) as write:
-            height = max(1, min(_USERS_AT_ONCE, _PLACES_AT_ONCE // n_best))
-            for start in range(0, len(users), height):
-                part = slice(start, start + height)
-                found = self.recommend(
-                    users[part],
-                    None if liked is None else liked[part],
-                    n_best,
-                    filter_already_liked_items,
-                    filter_items[part] if sp.issparse(filter_items) else filter_items,
-                    items=items,
-                    min_score=min_score,
-                )
-                write(users[part], *found)
-
-
-def requested_rows(
-    user_items: Any,
-    n_users: int,
-    n_items: int,
-    why: str,
-    *,
-    name: str = "user_items",
-    dtype: Any = np.float32,
-) -> sp.csr_matrix:
-    """Return ``user_items`` as CSR after checking that it has one row per requested user.
+def predictions(
+    xp: Any, users: Array, items: Array, rows: Array, columns: Array, *, bias: bool, mean: float
+) -> Array:
+    """Return the scores of pairs in bounded memory, shape (n,).
 
     Parameters
     ----------
-    why : str
-        What the matrix is needed for; completes "user_items is needed to ...".
-    name : str
-        What the caller calls the matrix, in messages.
-    dtype : dtype
-        Of its values.
+    users : array, shape (n_users, k), or (n_users, k + 1) with ``bias``
+    items : array, shape (n_items, k), or (n_items, k + 1) with ``bias``
+    rows, columns : int array, shape (n,)
     """
-    if user_items is None:
-        raise InputError(f"{name} is needed to {why}; pass one row for every requested user")
-    if n_users == 0:
-        return sp.csr_matrix((0, n_items), dtype=dtype)
-    rows = as_csr(user_items, name=name, dtype=dtype)
-    if rows.shape[0] != n_users:
-        raise InputError(
-            f"{name} must contain 1 row for every requested user: it has {rows.shape[0]} rows "
-            f"for {n_users} users; pass {name}[userid]"
-        )
-    if rows.shape[1] > n_items:
-        raise InputError(f"{name} has {rows.shape[1]} columns, but the model {n_items} items")
-    if rows.shape[1] < n_items:
-        rows = sp.csr_matrix((rows.data, rows.indices, rows.indptr), shape=(n_users, n_items))
-    return rows
+    if not bias:
+        scores = pair_scores(xp, users, items, rows, columns)
+        return scores + users.dtype.type(mean) if mean else scores
+    scores = pair_scores(xp, users[:, :-1], items[:, :-1], rows, columns)
+    return scores + (users[rows, -1] + items[columns, -1] + users.dtype.type(mean))
+
+
+def queries_of(users: Array, *, bias: bool, mean: float) -> tuple[Array, Array | None]:
+    """Return rows whose products with the items' rank them, and what to add to each user's scores.
+
+    The item's bias is one more factor whose partner is 1.
+
+    Parameters
+    ----------
+    users : array, shape (n, k), or (n, k + 1) with ``bias``
+    """
+    if not bias:
+        return users, users[:, 0] * 0 + users.dtype.type(mean) if mean else None
+    base = users[:, -1] + users.dtype.type(mean)
+    users = users.copy()
+    users[:, -1] = 1
+    return users, base
 
 
 def best_rows(
@@ -243,11 +61,12 @@ def best_rows(
     catalogue: Array,
     n_best: Any,
     *,
+    base: Array | None = None,
     denied: sp.csr_matrix | None = None,
     denied_to_all: Any = None,
     candidates: Any = None,
     names: tuple[str, str] = ("items", "filter_items"),
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Ranked:
     """Return the rows of the catalogue with the largest products with each query.
 
     Parameters
@@ -255,6 +74,8 @@ def best_rows(
     queries, catalogue : array on the device, shape (n, m) and (n_rows, m)
     n_best : int
         Cut down to the number of candidates.
+    base : array on the device, shape (n,), optional
+        Added to each query's scores.
     denied : csr_matrix, shape (n, n_rows), optional
         What to put last for each query.
     denied_to_all : int array, or matrix of shape (n, n_rows), optional
@@ -290,15 +111,61 @@ def best_rows(
             raise InputError(f"{names[0]} is empty; pass at least one, or None for all")
         catalogue = catalogue[backend.from_host(chosen)]
         denied = None if denied is None else denied[:, chosen]
+    n_best = min(n_best, len(catalogue))
     ids, scores = top_k(
-        backend,
-        queries,
-        catalogue,
-        min(n_best, len(catalogue)),
-        liked=denied,
-        filter_items=denied_to_all,
+        backend, queries, catalogue, n_best, liked=denied, filter_items=denied_to_all
     )
+    if base is not None:
+        kept = scores > lowest_score(scores.dtype)
+        with np.errstate(over="ignore"):
+            scores = np.where(kept, scores + backend.to_host(base)[:, None], scores)
     return (ids if chosen is None else chosen[ids].astype(np.int32)), scores
+
+
+def own_rows_first(
+    ranked: Ranked, own: np.ndarray, denied: np.ndarray | None, candidates: np.ndarray | None
+) -> Ranked:
+    """Put the row that was asked about first in its list, with score 1, wherever it may stand.
+
+    Rounding, and rows that point the same way, leave it anywhere. A row of zeros is like no row,
+    not even itself.
+
+    Parameters
+    ----------
+    own : int array, shape (n,)
+        -1 for rows of zeros.
+    denied, candidates : int array, or None
+        As :func:`best_rows` takes them.
+    """
+    ids, scores = ranked
+    is_listed = own >= 0
+    if denied is not None:
+        is_listed &= ~np.isin(own, denied)
+    if candidates is not None:
+        is_listed &= np.isin(own, candidates)
+    np.minimum(scores, 1, out=scores)
+    some = ids[is_listed]
+    others = some != own[is_listed, None]
+    others[others.all(axis=1), -1] = False  # it did not make it into the list
+    shape = len(some), some.shape[1] - 1
+    ids[is_listed, 1:] = some[others].reshape(shape)
+    scores[is_listed, 1:] = scores[is_listed][others].reshape(shape)
+    ids[is_listed, 0], scores[is_listed, 0] = own[is_listed], 1
+    return ids, scores
+
+
+def clear_low_scores(ranked: Ranked, min_score: Any) -> Ranked:
+    """Give places below a score the id -1 and the lowest finite score."""
+    ids, scores = ranked
+    try:
+        least = np.float64(min_score)  # which may be beyond the range of the scores
+    except (TypeError, ValueError):
+        least = np.float64(np.nan)
+    if np.isnan(least):
+        raise InputError(f"min_score must be a number or None, not {min_score!r}")
+    low = scores < least
+    ids[low], scores[low] = -1, lowest_score(scores.dtype)
+    return ids, scores
 
 
 def _either(first: sp.csr_matrix, second: sp.csr_matrix) -> sp.csr_matrix:
@@ -308,13 +175,3 @@ def _either(first: sp.csr_matrix, second: sp.csr_matrix) -> sp.csr_matrix:
         for one in (first, second)
     ]
     return sp.csr_matrix(parts[0] + parts[1])
-
-
-def _check_score(score: Any) -> float:
-    try:
-        number = float(score)
-    except (TypeError, ValueError):
-        number = np.nan
-    if np.isnan(number):
-        raise InputError(f"min_score must be a number or None, not {score!r}")
-    return number

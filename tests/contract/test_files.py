@@ -18,7 +18,7 @@ from contract.common import (
     trained,
 )
 from gpu_als import AlternatingLeastSquares
-from gpu_als.errors import ModelFileError, NotFittedError
+from gpu_als.errors import NotFittedError
 
 KEYS = {
     "user_factors", "item_factors", "regularization", "factors", "num_threads", "iterations",
@@ -117,11 +117,18 @@ def test_file_objects_are_written_and_read(use_gpu):
     assert_same_model(AlternatingLeastSquares.load(file), model)
 
 
-def test_an_unfitted_model_is_not_saved(use_gpu, tmp_path):
-    """Theirs writes a file without factors."""
+@pytest.mark.parametrize("params", [{}, OTHER_THAN_DEFAULT])
+def test_an_unfitted_model_is_saved_without_factors(use_gpu, tmp_path, params):
+    model = make(use_gpu=use_gpu, **params)
+    model.save(tmp_path / "model.npz")
+    with np.load(tmp_path / "model.npz") as stored:
+        assert set(stored) == PARAMETERS
+    loaded = AlternatingLeastSquares.load(tmp_path / "model.npz")
+    assert loaded.get_params() | {"use_gpu": use_gpu} == model.get_params()
+    assert loaded.user_factors is loaded.item_factors is None
     with pytest.raises(NotFittedError):
-        make(use_gpu=use_gpu).save(tmp_path / "model.npz")
-    assert not list(tmp_path.iterdir())
+        loaded.recommend(0, PLAYS[0])
+    loaded.fit(PLAYS, show_progress=False)
 
 
 # --- files of implicit ---------------------------------------------------------------------------
@@ -157,10 +164,13 @@ def test_implicit_loads_our_files(use_gpu, their_class, tmp_path, params):
     assert_same_ranking(other.recommend(USERS, PLAYS[USERS]), model.recommend(USERS, PLAYS[USERS]))
 
 
-def test_a_file_that_implicit_wrote_without_factors_is_refused(their_class, tmp_path):
-    their_class().save(str(tmp_path / "theirs.npz"))
-    with pytest.raises(ModelFileError, match="user_factors"):
-        AlternatingLeastSquares.load(tmp_path / "theirs.npz")
+def test_unfitted_models_go_to_implicit_and_back(their_class, tmp_path):
+    their_class(factors=7, alpha=3.0).save(str(tmp_path / "theirs.npz"))
+    loaded = AlternatingLeastSquares.load(tmp_path / "theirs.npz")
+    assert (loaded.factors, loaded.alpha, loaded.user_factors) == (7, 3.0, None)
+    make(alpha=5.0).save(tmp_path / "ours.npz")
+    other = their_class.load(str(tmp_path / "ours.npz"))
+    assert (other.factors, other.alpha, other.user_factors) == (FACTORS, 5.0, None)
 
 
 def test_float16_factors_of_implicits_gpu_model_load(theirs, tmp_path):

@@ -14,7 +14,7 @@ from contract.common import (
     trained,
 )
 from gpu_als import Interactions
-from gpu_als.models import recommend as recommending
+from gpu_als.models import estimator
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -27,7 +27,7 @@ def model(use_gpu):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make files grow in several blocks, the last of them partly filled."""
-    monkeypatch.setattr(recommending, "_USERS_AT_ONCE", 40)
+    monkeypatch.setattr(estimator, "_USERS_AT_ONCE", 40)
 
 
 # --- predict -------------------------------------------------------------------------------------

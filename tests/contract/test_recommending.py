@@ -347,7 +347,6 @@ def test_numbers_out_of_range_are_index_errors(model, users, arguments):
         lambda model: model.user_index([0]),
         lambda model: model.user_norms,
         lambda model: model.YtY,
-        lambda model: model.save("never.npz"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")

@@ -600,7 +600,7 @@ def test_any_order_of_bytes_and_of_axes_gives_the_same_model(kind, order, dtype)
     assert state(loaded) == state(expected)
     for name in factors:
         assert getattr(loaded, name).dtype is np.dtype(np.float32)
-        assert getattr(loaded, name).flags.c_contiguous
+        assert getattr(loaded, name).strides[1] == 4  # each row in one piece
 
 
 @both_models

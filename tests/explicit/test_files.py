@@ -82,15 +82,15 @@ def change_arrays(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": None}, "no model of ExplicitALS"),
-        ({"kind": "other"}, "no model of ExplicitALS"),
-        ({"user_factors": None}, "user factors"),
+        ({"kind": None}, "no ExplicitALS model"),
+        ({"kind": "other"}, "no ExplicitALS model"),
+        ({"user_factors": None}, "user_factors"),
         ({"item_factors": np.zeros((20, 5))}, "item.factors"),
         ({"item_factors": np.zeros(20)}, "item.factors"),
         ({"item_factors": np.full((20, 4), np.nan)}, "item.factors"),
         ({"item_factors": np.full((20, 4), "a")}, "item.factors"),
-        ({"user_biases": np.zeros(3)}, "user factors"),
-        ({"user_biases": np.full(30, "a")}, "user factors"),
+        ({"user_biases": np.zeros(3)}, "user_biases"),
+        ({"user_biases": np.full(30, "a")}, "user_biases"),
         ({"global_mean": None}, "global_mean"),
         ({"global_mean": np.nan}, "global_mean"),
         ({"global_mean": "a"}, "global_mean"),
@@ -117,7 +117,7 @@ def test_a_foreign_file(tmp_path):
     with pytest.raises(ModelFileError, match=r"foreign\.npz"):
         ExplicitALS.load(path)
     np.savez(path, a=np.zeros(3))
-    with pytest.raises(ModelFileError, match="no model"):
+    with pytest.raises(ModelFileError, match="no ExplicitALS model"):
         ExplicitALS.load(path)
     np.savez(path, a=np.array([{}], dtype=object))
     with pytest.raises(ModelFileError, match="pickled"):

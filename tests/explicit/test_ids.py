@@ -1,7 +1,5 @@
 """Ids of users and items, rows that are not there, and methods before fit."""
 
-import io
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from explicit.common import RATINGS, fit
 from gpu_als import ExplicitALS, Interactions
 from gpu_als.data.ids import IdMap
 from gpu_als.errors import IdRangeError, InputError, NotFittedError
-from gpu_als.models import external_ids
+from gpu_als.models import fitted
 
 
 def test_ids_of_users_and_items():
@@ -33,7 +31,7 @@ def test_ids_are_numbered_once_for_many_lookups(monkeypatch):
         made.append(ids)
         return IdMap(ids, size)
 
-    monkeypatch.setattr(external_ids, "IdMap", number)
+    monkeypatch.setattr(fitted, "IdMap", number)
     ratings = Interactions.from_triples(["b", "a", "c"], [30, 10, 20], [5.0, 3.0, 1.0])
     model = ExplicitALS(2, random_state=1).fit(ratings)
     for user in "abca":
@@ -52,7 +50,6 @@ def test_ids_are_numbered_once_for_many_lookups(monkeypatch):
         lambda m: m.recommend(0),
         lambda m: m.fold_in_users(RATINGS),
         lambda m: m.user_index([0]),
-        lambda m: m.save(io.BytesIO()),
     ],
 )
 def test_methods_before_fit(call):

@@ -134,5 +134,5 @@ def test_recommendations_to_new_users_follow_from_their_folded_in_factors():
 def test_fold_in_wants_the_items_it_knows():
     with pytest.raises(InputError, match="21 columns"):
         fit().fold_in_users(sp.csr_matrix((2, 21)))
-    with pytest.raises(InputError, match=r"ratings.*NaN"):
+    with pytest.raises(InputError, match=r"user_items.*NaN"):
         fit().fold_in_users(np.full((1, 20), np.nan))

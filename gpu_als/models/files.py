@@ -1,0 +1,202 @@
+"""Models in npz files: the arrays and parameters of each kind, and their names there.
+
+A file of ratings names itself under ``kind`` and writes ``param_`` before its parameters. The
+others are those of ``implicit``, which reads and writes them under the names that are there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
+from gpu_als.data.splits import check_random_state
+from gpu_als.errors import InputError, ModelFileError
+from gpu_als.models.fitted import Fitted, Side
+
+__all__ = ["EXPLICIT", "IMPLICIT", "Format", "load", "save"]
+
+File = str | os.PathLike[str] | BinaryIO
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of model is stored.
+
+    Attributes
+    ----------
+    title : str
+        The class, in messages.
+    kind : str or None
+        What the file says it is.
+    prefix : str
+        Comes before the names of parameters.
+    parameters : tuple of str
+        Attributes to store. What is None is left out.
+    needed : tuple of str
+        Those without which a file is refused.
+    biases : bool
+        There are biases and a mean, and ``bias`` says whether they were learnt.
+    """
+
+    title: str
+    kind: str | None
+    prefix: str
+    parameters: tuple[str, ...]
+    needed: tuple[str, ...]
+    biases: bool
+
+
+IMPLICIT = Format(
+    "AlternatingLeastSquares", None, "",
+    ("factors", "regularization", "num_threads", "iterations", "use_native", "use_cg", "cg_steps",
+     "calculate_training_loss", "random_state", "alpha", "unobserved_weight",
+     "regularization_exponent", "dtype"),
+    ("factors", "regularization", "iterations"),
+    False,
+)  # fmt: skip
+EXPLICIT = Format(
+    "ExplicitALS", "gpu_als.ExplicitALS", "param_",
+    ("factors", "regularization", "scale_regularization", "bias", "nonnegative", "iterations",
+     "tol", "patience", "solver", "dtype", "random_state"),
+    ("factors", "regularization", "bias", "iterations", "dtype"),
+    True,
+)  # fmt: skip
+_ELSEWHERE = "backend", "num_threads", "precision"
+"""Parameters of a machine, which files of ratings may hold but do not."""
+
+
+def save(file: File, form: Format, model: Any, fitted: Fitted) -> None:
+    """Write a model, atomically; one without factors without them.
+
+    Raises
+    ------
+    InputError
+        The factors hold NaN or inf, or do not fit together.
+    """
+    values = {name: getattr(model, name) for name in form.parameters}
+    arrays: dict[str, Any] = {}
+    if fitted.users.matrix is not None or fitted.items.matrix is not None:
+        fitted.checked()
+        for name, side in (("user", fitted.users), ("item", fitted.items)):
+            found = {"factors": side.factors, "biases": side.biases if form.biases else None}
+            for what, array in found.items():
+                if array is not None and not np.isfinite(np.asarray(array)).all():
+                    raise InputError(
+                        f"{name}_{what} hold NaN or inf; such a model is not worth keeping"
+                    )
+                arrays[f"{name}_{what}"] = None if array is None else np.asarray(array)
+            arrays[f"{name}_ids"] = side.ids
+        values["factors"] = fitted.users.factors.shape[1]  # set_params may have changed it since
+        if form.biases:
+            arrays["global_mean"], values["bias"] = fitted.mean, fitted.users.bias
+    values["random_state"] = _stored_seed(values["random_state"])
+    values["dtype"] = model.dtype.name
+    if not isinstance(values.get("solver"), str | None):
+        values["solver"] = None  # an option object; the model is complete without it
+    stored = {"kind": form.kind, **arrays}
+    stored |= {f"{form.prefix}{name}": value for name, value in values.items()}
+    write_arrays(file, {name: value for name, value in stored.items() if value is not None})
+
+
+def load(file: File, form: Format, make: Any) -> tuple[Any, Fitted]:
+    """Read what :func:`save` or ``implicit`` wrote.
+
+    Parameters
+    ----------
+    make : class of the model
+        Its ``_from_stored`` is called with the stored parameters.
+
+    Raises
+    ------
+    ModelFileError
+        The file is damaged or holds something else.
+    """
+    stored = read_arrays(file)
+    kind = stored.pop("kind", None)
+    is_one = any(f"{form.prefix}{name}" in stored for name in form.needed)
+    if (None if kind is None else str(kind)) != form.kind or not is_one:
+        raise ModelFileError(f"{file}: this is no {form.title} model")
+    kinds = ("factors", "biases", "ids") if form.biases else ("factors", "ids")
+    sides = [
+        {what: stored.pop(f"{name}_{what}", None) for what in kinds} for name in ("user", "item")
+    ]
+    mean = stored.pop("global_mean", None) if form.biases else None
+    values = {name.removeprefix(form.prefix): array for name, array in stored.items()}
+    check_names(values, needed=form.needed, known=(*form.parameters, *_ELSEWHERE), where=str(file))
+    try:
+        model = _with_parameters(make, values)
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
+    if all(array is None for side in sides for array in (*side.values(), mean)):
+        return model, Fitted(Side(bias=model.bias), Side(bias=model.bias))
+    users, items = (
+        _side(side, name, model, form, file)
+        for name, side in zip(("user", "item"), sides, strict=True)
+    )
+    return model, Fitted(users, items, _mean(mean, model.dtype, file) if form.biases else 0.0)
+
+
+def _with_parameters(make: Any, arrays: dict[str, np.ndarray]) -> Any:
+    values = {name: array.tolist() for name, array in arrays.items()}
+    values["random_state"] = _read_seed(values.get("random_state"))
+    check_random_state(values["random_state"])
+    return make._from_stored(values)
+
+
+def _side(
+    arrays: dict[str, np.ndarray | None], name: str, model: Any, form: Format, file: Any
+) -> Side:
+    """Return one side after checking that its arrays fit together and the parameters."""
+    factors, biases, ids = arrays["factors"], arrays.get("biases"), arrays["ids"]
+    if factors is None or factors.ndim != 2 or factors.dtype.kind != "f":
+        raise ModelFileError(
+            f"{file}: {name}_factors is missing or no matrix of floats; save the model again"
+        )
+    if factors.shape[1] != model.factors:
+        raise ModelFileError(
+            f"{file}: {name}_factors of shape {factors.shape} do not fit factors={model.factors}"
+        )
+    matrix = to_factors(factors, model.dtype, f"{file}: {name}_factors")
+    if form.biases:
+        if biases is None or biases.shape != factors.shape[:1] or biases.dtype.kind != "f":
+            raise ModelFileError(f"{file}: {name}_biases are missing or do not fit {name}_factors")
+        biases = to_factors(biases, model.dtype, f"{file}: {name}_biases")
+        if model.bias:
+            matrix = np.column_stack([matrix, biases])
+    if ids is not None and (ids.shape != (len(matrix),) or ids.dtype.kind not in "iuU"):
+        raise ModelFileError(
+            f"{file}: {name}_ids must hold one integer or string for each of the {len(matrix)} "
+            f"{name}s, not {ids.dtype} of shape {ids.shape}"
+        )
+    return Side(matrix, model.bias, ids)
+
+
+def _mean(mean: np.ndarray | None, dtype: np.dtype, file: Any) -> float:
+    if (
+        mean is None
+        or mean.shape != ()
+        or mean.dtype.kind != "f"
+        or not abs(mean) < np.finfo(dtype).max
+    ):
+        raise ModelFileError(f"{file}: global_mean is missing or no number")
+    return float(mean)
+
+
+def _stored_seed(random_state: Any) -> int | str | None:
+    """Return what a file keeps: text of integers that no array of numbers holds.
+
+    The state of a generator is not kept.
+    """
+    if not isinstance(random_state, int | np.integer):
+        return None
+    seed = int(random_state)
+    return seed if seed < 2**64 else str(seed)
+
+
+def _read_seed(stored: Any) -> Any:
+    """Return the seed that :func:`_stored_seed` made of one."""
+    return int(stored) if isinstance(stored, str) and stored.isdecimal() else stored

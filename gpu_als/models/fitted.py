@@ -1,0 +1,215 @@
+"""What a fit has found: one frozen value, which everything that serves reads.
+
+A model replaces its value as a whole and nothing changes one, so a call that reads it once sees
+one model from beginning to end, whatever other threads do to the model meanwhile. What follows
+from one side's factors (norms, Grams, a copy on the device) is worked out when first asked for,
+shared by all values that have the side, and let go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+
+from gpu_als.core.backend import Backend
+from gpu_als.core.basis import gram
+from gpu_als.core.linalg import row_norms
+from gpu_als.core.problem import Array
+from gpu_als.data.ids import IdMap
+from gpu_als.errors import InputError, NotFittedError
+
+__all__ = ["Fitted", "Side", "norms"]
+
+T = TypeVar("T")
+
+_DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_SMALLEST_NORM = 1e-10
+"""What stands for a norm of zero, as in ``implicit``, so that one can divide by it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The factors of the users, or of the items.
+
+    Attributes
+    ----------
+    matrix : array or GPU matrix, shape (n, k), or None
+        Shape (n, k + 1) with ``bias``: the last column holds the biases.
+    bias : bool
+    ids : array, shape (n,), or None
+        The id of each row, where the training data had ids.
+    """
+
+    matrix: Any = None
+    bias: bool = False
+    ids: np.ndarray | None = None
+    _derived: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return 0 if self.matrix is None else len(self.matrix)
+
+    def derive(self, name: str, compute: Callable[[], T], given: object = None) -> T:
+        """Return ``compute()``, from the last time if ``given``, what else it needs, is the same.
+
+        Threads that ask at the same time may all compute it.
+        """
+        known = self._derived.get(name)
+        if known is None or known[0] != given:
+            known = self._derived[name] = given, compute()
+        found: T = known[1]
+        return found
+
+    @property
+    def factors(self) -> Any:
+        """Array or GPU matrix, shape (n, k), without the biases; or None."""
+        if self.matrix is None or not self.bias:
+            return self.matrix
+        return self.derive("factors", lambda: self.matrix[:, :-1])
+
+    @property
+    def biases(self) -> np.ndarray | None:
+        """Array of shape (n,), zero in a model without biases; or None."""
+        if self.matrix is None:
+            return None
+        if self.bias:
+            return self.derive("biases", lambda: np.asarray(self.matrix)[:, -1])
+        return self.derive("biases", lambda: np.zeros(len(self), self.matrix.dtype))
+
+    def on(self, backend: Backend) -> Array:
+        """Return the matrix as an array of the backend, uploaded once."""
+        return self.derive(f"on {backend.name}", lambda: backend.from_host(self.matrix))
+
+    def factors_on(self, backend: Backend) -> Array:
+        """Return the factors without the biases as an array of the backend, shape (n, k)."""
+        matrix = self.on(backend)
+        return matrix[:, :-1] if self.bias else matrix
+
+    def norms(self, backend: Backend) -> np.ndarray:
+        """Return the norm of each row of factors, 1e-10 where it is zero; shape (n,)."""
+        return self.derive(
+            "norms", lambda: backend.to_host(norms(backend.xp, self.factors_on(backend)))
+        )
+
+    def unit(self, backend: Backend) -> Array:
+        """Return the factors divided by their norms as an array of the backend, shape (n, k)."""
+
+        def divide() -> Array:
+            factors = self.factors_on(backend)
+            return factors / norms(backend.xp, factors)[:, None]
+
+        return self.derive(f"unit rows on {backend.name}", divide)
+
+    def gram(self, backend: Backend) -> np.ndarray:
+        """Return ``factors^T factors``, float64, shape (k, k)."""
+        return self.derive("Gram", lambda: backend.to_host(gram(backend, self.factors_on(backend))))
+
+    def rows_of(self, ids: Any, name: str, unknown: Literal["raise", "drop"]) -> np.ndarray:
+        """Return the row of each id, int64; -1 for unknown ones that are dropped."""
+        known = self.derive("map of ids", lambda: IdMap(self.ids, len(self)))
+        return known.rows(ids, name=name, unknown=unknown)
+
+    def with_matrix(self, matrix: Any) -> Side:
+        """Return a side with other factors, biases included; of another number without ids."""
+        same_rows = matrix is not None and np.shape(matrix)[:1] == (len(self),)
+        return Side(matrix, self.bias, self.ids if same_rows else None)
+
+    def with_ids(self, ids: Any) -> Side:
+        """Return a side with other ids."""
+        if ids is not None and np.shape(ids) != (len(self),):
+            raise InputError(f"ids must have shape ({len(self)},), not {np.shape(ids)}")
+        return Side(self.matrix, self.bias, None if ids is None else np.asarray(ids))
+
+    def with_factors(self, factors: Any) -> Side:
+        """Return a side with other factors; biases are zero if their number is another."""
+        if factors is None or not self.bias:
+            return self.with_matrix(factors)
+        factors, biases = np.asarray(factors), self.biases
+        if factors.ndim != 2 or factors.dtype not in _DTYPES:
+            raise InputError(
+                f"user_factors and item_factors must be 2-D arrays of float32 or float64, not "
+                f"{factors.dtype} of shape {factors.shape}"
+            )
+        if biases is None or len(biases) != len(factors):
+            biases = np.zeros(len(factors), factors.dtype)
+        return self.with_matrix(np.column_stack([factors, biases.astype(factors.dtype)]))
+
+    def with_biases(self, biases: Any) -> Side:
+        """Return a side with other biases."""
+        biases = np.asarray(biases)
+        if biases.shape != (len(self),) or biases.dtype.kind not in "fiu":
+            raise InputError(
+                f"biases must be numbers of shape ({len(self)},), one for each row of factors, "
+                f"not {biases.dtype} of shape {biases.shape}; set the factors first"
+            )
+        if self.bias:
+            factors = np.asarray(self.factors)
+            return self.with_matrix(np.column_stack([factors, biases.astype(factors.dtype)]))
+        if biases.any():
+            raise InputError("biases must be zero in a model with bias=False")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what to pickle: a NumPy array, and nothing that can be derived."""
+        matrix = None if self.matrix is None else np.asarray(self.matrix)
+        return {**vars(self), "matrix": matrix, "_derived": {}}
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Both sides of a model; that of one without factors has none.
+
+    Attributes
+    ----------
+    users, items : Side
+    mean : float
+        What every prediction adds to its row's and its column's bias.
+    """
+
+    users: Side = field(default_factory=Side)
+    items: Side = field(default_factory=Side)
+    mean: float = 0.0
+
+    def held(self, side: str) -> Side:
+        """Return the side that is held while "users" or "items" are solved."""
+        return self.items if side == "users" else self.users
+
+    def replaced(self, **parts: Any) -> Fitted:
+        """Return a value in which ``users``, ``items`` or the ``mean`` is another."""
+        return replace(self, **parts)
+
+    def checked(self) -> Self:
+        """Return this value if it has factors that fit together.
+
+        Raises
+        ------
+        NotFittedError
+            A side has none.
+        InputError
+            They were set by hand, and are no factors.
+        """
+        users, items = self.users.matrix, self.items.matrix
+        if users is None or items is None:
+            raise NotFittedError("this model has no factors yet; call fit or load first")
+        for name, side, matrix in (("user", self.users, users), ("item", self.items, items)):
+            dtype = getattr(matrix, "dtype", None)
+            good = dtype in _DTYPES and getattr(matrix, "ndim", None) == 2
+            if not good or matrix.shape[1] <= side.bias:
+                raise InputError(
+                    f"{name}_factors must be a 2-D array of float32 or float64, with a column at "
+                    "least"
+                )
+        if users.shape[1] != items.shape[1]:
+            raise InputError(
+                f"user_factors of shape {self.users.factors.shape} and item_factors of shape "
+                f"{self.items.factors.shape} must have the same number of columns"
+            )
+        return self
+
+
+def norms(xp: Any, factors: Array) -> Array:
+    """Return the norm of each row, 1e-10 where it is zero; shape (n,)."""
+    found = row_norms(xp, factors)
+    return xp.where(found == 0, factors.dtype.type(_SMALLEST_NORM), found)
