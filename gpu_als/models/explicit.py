@@ -223,7 +223,6 @@ class ExplicitALS(Estimator):
         if sample_weight is not None:
             weigh = partial(_aligned_weights, ratings, sample_weight)
         data = as_training_data(ratings, name="ratings", dtype=self.dtype, weigh=weigh)
-
         total, weight = map(sum, zip(*data.map_blocks(_checked_sum), strict=True))
         mean = total / weight if self.bias and weight else 0.0
         engine = data.engine(self._objective(mean), self._width, self._backend_choice())
