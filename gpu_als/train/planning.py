@@ -452,7 +452,9 @@ def _data(
         kept = HOST_BYTES / copied if threads else 0.0  # entries of each side that stay
         if max(part, kept) >= shape.entries:
             once = min(part, shape.entries) * set_apart
-            return rows + round(2 * shape.entries * (entry + copied)), once
+            # Weights take the place of the values that were mapped first.
+            stays = 2 * (entry + copied) - (shape.value_bytes if threads else 0)
+            return rows + round(shape.entries * stays), once
         # One is in use while the next is made ready; where nothing is done with the next one's
         # entries, the maps of them take no memory.
         ahead = min(part, shape.entries - part)
