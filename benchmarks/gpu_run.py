@@ -18,8 +18,8 @@ _SLACK = 1.25  # how far a single measurement may outrun its section's limit,
 _GRACE = 5.0  # and how many seconds the end of the whole run
 
 
-class TimeIsUp(Exception):
-    """A section has used its time."""
+class TimeIsUp(BaseException):
+    """A section has used its time; no ``except Exception`` on the way holds it up."""
 
 
 class Table:
@@ -34,7 +34,7 @@ class Table:
         if cells and not self._columns and "note" not in row:
             self._columns = tuple(cells)
             print("  ".join(f"{name:>{_width(name)}}" for name in cells))
-        if tuple(cells) == self._columns:
+        if "note" not in row and tuple(cells) == self._columns:
             print("  ".join(f"{text_of(value):>{_width(name)}}" for name, value in cells.items()))
         else:
             words = [f"{name}={text_of(value)}" for name, value in cells.items()]
@@ -145,9 +145,9 @@ def run_sections(
 
 
 def write_whole(path: Path, results: dict[str, Any]) -> None:
-    """Write results to a file that is never half there."""
+    """Write results to a file that is never half there; what JSON does not know, in words."""
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(results, indent=2) + "\n")
+    unfinished.write_text(json.dumps(results, indent=2, default=str) + "\n")
     unfinished.replace(path)
 
 
@@ -156,5 +156,5 @@ def failures(sections: dict[str, dict[str, Any]]) -> list[str]:
     return [
         name
         for name, entry in sections.items()
-        if "error" in entry or any(row.get("ok") is False for row in entry["rows"])
+        if "error" in entry or any(not row.get("ok", True) for row in entry["rows"])
     ]

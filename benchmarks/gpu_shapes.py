@@ -68,10 +68,10 @@ class Shape:
         """Return about how much device memory an iteration takes, before anything is drawn.
 
         Index, value and weight of each entry for both sides, a third while weights are worked
-        out, and the factors: as they are, in the frame, as solutions to be checked, and once more
+        out, and the factors: as they are, in the basis, as solutions to be checked, and twice more
         to compare their bits.
         """
-        return 3 * 12 * self.entries + 4 * 4 * k * (self.users + self.items)
+        return 3 * 12 * self.entries + 5 * 4 * k * (self.users + self.items)
 
     def draw(self, seed: int = SEED) -> Matrix:
         """Return the matrix of this shape and seed."""

@@ -6,6 +6,7 @@ memory, shared memory of a block, then the blocks that registers, shared memory 
 share one multiprocessor, and the share of its warps that the fewest of them are.
 
     python benchmarks/kernel_resources.py [--architectures 90] [--factors 64 128 256] [--variants]
+        [--nvrtc 13.0]
 """
 
 from __future__ import annotations
@@ -30,14 +31,16 @@ RESIDENT = {
 VARIANTS = {"SIGNED", "STORED_HALF"}
 
 
-def occupancy(launch: Launch, registers: int, limits: DeviceLimits) -> dict[str, int]:
+def occupancy(
+    launch: Launch, registers: int, shared_bytes: int, limits: DeviceLimits
+) -> dict[str, int]:
     """Return the blocks that share a multiprocessor, by what limits them, and their warps' share.
 
     Each quarter of a multiprocessor has 16,384 registers, of which a warp gets a multiple of 256.
     From compute capability 8.0 on every block takes 1 KB of shared memory besides its own.
     """
     warps, (most_warps, most_blocks) = launch.block // 32, RESIDENT[limits.architecture]
-    own_bytes = launch.shared_bytes + (1024 if limits.architecture >= 80 else 0)
+    own_bytes = shared_bytes + (1024 if limits.architecture >= 80 else 0)
     blocks = {
         "by_registers": 4 * (16384 // (32 * (registers + -registers % 8))) // warps,
         "by_shared": limits.shared_per_multiprocessor // own_bytes,
@@ -46,12 +49,15 @@ def occupancy(launch: Launch, registers: int, limits: DeviceLimits) -> dict[str,
     return {**blocks, "percent": 100 * warps * min(blocks.values()) // most_warps}
 
 
-def measure(launches: list[Launch], limits: DeviceLimits) -> list[dict[str, Any]]:
+def measure(
+    launches: list[Launch], limits: DeviceLimits, version: nvrtc.Version
+) -> list[dict[str, Any]]:
     """Compile; return a row of the table for each function."""
     rows = []
-    builds = nvrtc.build_all(launches, limits.architecture)
+    builds = nvrtc.build_all(launches, limits.architecture, version)
     for launch, build in zip(launches, builds, strict=True):
         for function, found in build.functions.items():
+            shared_bytes = dict(launch.functions).get(function, launch.shared_bytes)
             rows.append(
                 {
                     "architecture": limits.architecture,
@@ -60,8 +66,8 @@ def measure(launches: list[Launch], limits: DeviceLimits) -> list[dict[str, Any]
                     "block": launch.block,
                     "registers": found.registers,
                     "spill_bytes": found.spill_bytes,
-                    "shared_bytes": launch.shared_bytes,
-                    **occupancy(launch, found.registers, limits),
+                    "shared_bytes": shared_bytes,
+                    **occupancy(launch, found.registers, shared_bytes, limits),
                 }
             )
     return rows
@@ -77,10 +83,12 @@ def main() -> None:
     parser.add_argument(
         "--variants", action="store_true", help="also negative weights and float16 storage"
     )
+    versions = {"{}.{}".format(*version): version for version in nvrtc.versions()}
+    parser.add_argument("--nvrtc", choices=versions, default=[*versions][-1])
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the table")
     arguments = parser.parse_args()
     rows = []
-    print("NVRTC {}.{}".format(*nvrtc.version()))
+    print(f"NVRTC {arguments.nvrtc}")
     for architecture in arguments.architectures:
         limits = nvrtc.DEVICES[architecture]
         for k in arguments.factors:
@@ -94,7 +102,7 @@ def main() -> None:
                 "function       registers  spilled  shared KB | blocks by registers  shared  "
                 "threads | warps"
             )
-            for row in measure(launches, limits):
+            for row in measure(launches, limits, versions[arguments.nvrtc]):
                 rows.append({"factors": k, **row})
                 macros = " ".join(f"{name}={value}" for name, value in row["macros"].items())
                 print(
@@ -106,7 +114,7 @@ def main() -> None:
     spilled = sum(row["spill_bytes"] > 0 for row in rows)
     print(f"\n{spilled} of {len(rows)} functions spill")
     if arguments.json:
-        results = {"nvrtc": "{}.{}".format(*nvrtc.version()), "rows": rows}
+        results = {"nvrtc": arguments.nvrtc, "rows": rows}
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
         print(f"written to {arguments.json}")
 

@@ -1,7 +1,9 @@
 """Kernels compiled for any architecture without a GPU, and what they take of a multiprocessor.
 
-NVRTC, the compiler that CuPy uses too, comes from the PyPI package ``nvidia-cuda-nvrtc``. Its
-logs are kept on disk: most runs change no kernel.
+NVRTC, the compiler that CuPy uses too, comes from the packages ``nvidia-cuda-nvrtc`` and, for CUDA
+12, ``nvidia-cuda-nvrtc-cu12``. Further versions are found in the folders that the environment
+variable ``GPU_ALS_NVRTC`` names (as ``PATH`` does), for instance virtual environments of their own.
+Logs are kept on disk: most runs change no kernel.
 """
 
 from __future__ import annotations
@@ -65,19 +67,40 @@ class Build:
     warnings: str
 
 
-def library_path() -> Path | None:
-    """Find the newest NVRTC among the installed packages of NVIDIA."""
-    packages = importlib.util.find_spec("nvidia")
-    folders = packages.submodule_search_locations if packages else None
-    found = [path for folder in folders or () for path in Path(folder).glob("*/lib/libnvrtc.so.*")]
-    return max(found, key=lambda path: int(path.suffix[1:]), default=None)
+Version = tuple[int, int]
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    path = library_path()
-    if path is None:
+def versions() -> dict[Version, Path]:
+    """Find every version of NVRTC; return their libraries, oldest first."""
+    packages = importlib.util.find_spec("nvidia")
+    installed = packages.submodule_search_locations if packages else None
+    named = filter(None, os.environ.get("GPU_ALS_NVRTC", "").split(os.pathsep))
+    parts = [part for folder in installed or () for part in Path(folder).glob("*/lib")]
+    parts += [part for folder in named for part in Path(folder).rglob("lib")]
+    found: dict[Version, Path] = {}
+    for part in parts:
+        for companion in part.glob("libnvrtc-builtins.so.*"):
+            major, minor, *_ = companion.name.removeprefix("libnvrtc-builtins.so.").split(".")
+            library = part / f"libnvrtc.so.{major}"
+            if library.exists():
+                found.setdefault((int(major), int(minor)), library)
+    return dict(sorted(found.items()))
+
+
+def newest() -> Version | None:
+    """Return the newest version, or None where there is none."""
+    return max(versions(), default=None)
+
+
+@functools.cache
+def _library(version: Version | None = None) -> ctypes.CDLL:
+    version = version or newest()
+    if version is None:
         raise FileNotFoundError("the package nvidia-cuda-nvrtc is not installed")
+    path = versions()[version]
+    # Loaded first, since not every version looks for it beside itself.
+    ctypes.CDLL(str(path.with_name("libnvrtc-builtins.so.{}.{}".format(*version))))
     return ctypes.CDLL(str(path))
 
 
@@ -85,21 +108,19 @@ CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 """What CuPy adds of its own."""
 
 
-@functools.cache
-def version() -> tuple[int, int]:
-    """Return the major and minor version of NVRTC."""
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    _library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return major.value, minor.value
+def compile_for(
+    source: str, options: Sequence[str], architecture: int, version: Version | None = None
+) -> Build:
+    """Compile ``source`` for compute capability ``architecture`` (90 for 9.0).
 
-
-def compile_for(source: str, options: Sequence[str], architecture: int) -> Build:
-    """Compile ``source`` for compute capability ``architecture`` (90 for 9.0)."""
+    By the newest NVRTC, unless a version is given.
+    """
+    version = version or newest()
     options = [*options, *CUPY_OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
-    key = hashlib.sha256("\0".join([source, *options, str(version())]).encode()).hexdigest()
+    key = hashlib.sha256("\0".join([source, *options, str(version)]).encode()).hexdigest()
     kept = Path(tempfile.gettempdir()) / f"nvrtc_logs-{os.getuid()}" / key[:32]
     if not kept.exists():
-        log = _compile(source, options)
+        log = _compile(source, options, version)
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         unfinished = kept.with_suffix(f".{os.getpid()}")
         unfinished.write_text(log)
@@ -107,9 +128,9 @@ def compile_for(source: str, options: Sequence[str], architecture: int) -> Build
     return _read(kept.read_text())
 
 
-def _compile(source: str, options: Sequence[str]) -> str:
+def _compile(source: str, options: Sequence[str], version: Version | None) -> str:
     """Return the compiler's log."""
-    nvrtc = _library()
+    nvrtc = _library(version)
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
@@ -184,17 +205,19 @@ def specialisations(
     return found
 
 
-def build(launch: Launch, architecture: int) -> Build:
+def build(launch: Launch, architecture: int, version: Version | None = None) -> Build:
     """Compile the specialisation that a launch asks for."""
     macros = define(launch.macros)
     try:
-        return compile_for(source_of(launch.kernel), [*OPTIONS, *macros], architecture)
+        return compile_for(source_of(launch.kernel), [*OPTIONS, *macros], architecture, version)
     except CompileError as error:
         error.add_note(f"{launch.kernel} {' '.join(macros)} for sm_{architecture}")
         raise
 
 
-def build_all(launches: Sequence[Launch], architecture: int) -> list[Build]:
+def build_all(
+    launches: Sequence[Launch], architecture: int, version: Version | None = None
+) -> list[Build]:
     """Compile the specialisations that several launches ask for."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda launch: build(launch, architecture), launches))
+        return list(pool.map(lambda launch: build(launch, architecture, version), launches))

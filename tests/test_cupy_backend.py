@@ -276,6 +276,14 @@ def name_exists(name: str) -> bool:
     return False
 
 
+def test_kernels_of_cupy_have_what_is_set_on_them() -> None:
+    cupy = pytest.importorskip(
+        "cupy", reason="CuPy is not installed; nothing to check names against"
+    )
+    assert hasattr(cupy.RawKernel, "max_dynamic_shared_size_bytes")
+    assert hasattr(cupy.RawKernel, "preferred_shared_memory_carveout")
+
+
 def test_a_missing_cupy_name_is_noticed() -> None:
     pytest.importorskip("cupy", reason="CuPy is not installed; nothing to check names against")
     assert not name_exists("cupy.no_such_function")

@@ -22,7 +22,7 @@ from gpu_als.core.systems import Solution, primal_system
 from gpu_als.train.engine import LocalEngine, Model
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
-from gpu_als.train.row_blocks import WholeRows
+from gpu_als.train.row_blocks import MemoryRows
 
 K, N_FIXED = 9, 120
 COUNTS = np.array([0, 1, 4, 8, 9, 10, 33, 70, 0, 5, 119])
@@ -221,8 +221,8 @@ def test_a_fit_of_an_unknown_objective_by_an_unknown_solver(where):
             return CupyBackend()
 
     with fake_cupy.installed():
-        both = [WholeRows.of(SparseRows.from_csr(sp.csr_matrix(m))) for m in (matrix, matrix.T)]
-        engine = LocalEngine.of(tuple(both), objective, K, Choice())
+        both = [MemoryRows.of(SparseRows.from_csr(sp.csr_matrix(m))) for m in (matrix, matrix.T)]
+        engine = LocalEngine(tuple(both), objective, K, Choice())
         report = FitReport(engine.device)
         train(engine, (Inverse(), Inverse()), model, Schedule(4), report=report)
         users, items = (np.array(side) for side in model.factors)

@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from helpers import make_case, row_errors
+from reference import solve_row
 
 import gpu_als
 from gpu_als import backends
 from gpu_als.backends import get_backend
+from gpu_als.backends.cupy.launch import SEGMENT
 from gpu_als.cli import main
+from gpu_als.core.half_sweep import solve_side
+from gpu_als.core.objectives import Explicit
+from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient
 from gpu_als.errors import BackendError, NoGpuError
 
@@ -72,7 +77,7 @@ def assert_cpu(capsys, cause, warned):
         warnings.simplefilter("always")
         models = [fit(None), fit(None)]
         assert not gpu_als.HAS_CUDA
-    assert ["the GPU is not used" in str(one.message) for one in caught] == [True] * warned
+    assert ["does not use the GPU" in str(one.message) for one in caught] == [True] * warned
     assert all(cause in str(one.message) for one in caught)
     for model in models:
         np.testing.assert_array_equal(model.user_factors, fit(False).user_factors)
@@ -135,7 +140,8 @@ def test_a_cupy_that_does_not_import_costs_one_warning(install, capsys, line, ca
 @pytest.mark.filterwarnings("always")
 def test_the_command_line_warns_once_and_works(install, capsys):
     install("raise OSError('libcudart.so.13: no such file')")
-    assert main(["demo", "--users", "30", "--items", "20", "--iterations", "2", "--json"]) == 0
+    size = ["--users", "30", "--items", "20", "--ratings", "300", "--iterations", "2"]
+    assert main(["demo", *size, "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["best_held_out_rmse"] > 0
     assert shown.err.count("OSError: libcudart.so.13: no such file") == 1
@@ -318,22 +324,32 @@ def factors(use_gpu, **options):
 
 
 WORK = {
-    "implicit": (factors, ("all", "rows", "ones")),
-    "conjugate gradients": (lambda use_gpu: factors(use_gpu, use_cg=True), ("all", "rows", "ones")),
-    "float64": (lambda use_gpu: factors(use_gpu, dtype=np.float64), ("all", "ones")),
-    "explicit": (fit_explicit, ("all", "rows")),
-    "recommend": (recommend, ("all", "top_k")),
+    "implicit": factors,
+    "conjugate gradients": lambda use_gpu: factors(use_gpu, use_cg=True),
+    "float64": lambda use_gpu: factors(use_gpu, dtype=np.float64),
+    "explicit": fit_explicit,
+    "recommend": recommend,
 }
+FAILING = [
+    ("implicit", "all"),
+    ("implicit", "ones"),
+    ("conjugate gradients", "rows"),
+    ("float64", "ones"),
+    ("explicit", "rows"),
+    ("recommend", "top_k"),
+]
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("how", [*COMPILING, *LAUNCHING])
 @pytest.mark.parametrize(
-    ("work", "which"),
-    [(work, which) for work, (_, kernels) in WORK.items() for which in kernels],
+    ("work", "which", "how"),
+    [
+        *((work, which, how) for work, which in FAILING for how in ("cubin", "resources")),
+        *(("implicit", "all", how) for how in ("syntax", "no NVRTC", "disk", "grid")),
+    ],
 )
 def test_kernels_that_fail_leave_work_to_the_general_path(cupy, monkeypatch, work, which, how):
-    run, _ = WORK[work]
+    run = WORK[work]
     tried = break_kernels(
         monkeypatch,
         cupy,
@@ -405,6 +421,44 @@ def test_rows_are_solved_once_whichever_launch_fails(cupy, monkeypatch, name, so
         assert stats.objective == pytest.approx(undisturbed.objective, rel=1e-5)
         for found in (solved, whole):
             assert (row_errors(found, expected.astype(np.float64)) <= 1e-3).all()
+
+
+@NEEDS_COMPILER
+def test_a_row_is_not_half_solved_where_one_of_its_kernels_fails(cupy, monkeypatch):
+    """Long rows take four, one after another."""
+    from gpu_als.backends.cupy.backend import CupyBackend
+
+    rng = np.random.default_rng(37)
+    counts = [2 * SEGMENT + 1, 40]
+    indptr = np.append(0, np.cumsum(counts))
+    indices = rng.integers(50, size=indptr[-1], dtype=np.int32)
+    values = rng.uniform(1, 5, len(indices)).astype(np.float32)
+    rows = SparseRows(indptr, indices, values, None, 50)
+    fixed = rng.standard_normal((50, 8)).astype(np.float32)
+    expected = [
+        solve_row(fixed, indices[part], np.ones(len(values[part])), values[part], 0.5)
+        for part in (slice(*indptr[:2]), slice(*indptr[1:]))
+    ]
+    names = ["split_gram", "split_solve", "split_check", "split_finish", "primal"]
+    for fail_at, name in enumerate(names):
+        with monkeypatch.context() as patch:
+            launches = count_launches(patch, cupy, fail_at)
+            backend = CupyBackend()
+            solved = backend.from_host(np.zeros((2, 8), np.float32))
+            with pytest.warns(RuntimeWarning, match="general path"):
+                stats = solve_side(
+                    backend,
+                    Explicit(0.5, False),
+                    rows,
+                    "users",
+                    backend.from_host(fixed),
+                    solved,
+                    Cholesky(),
+                )
+        assert launches[-1] == name
+        assert stats.paths.total() == 2
+        assert stats.launches == (4 if name == "primal" else 0)
+        assert (row_errors(backend.to_host(solved), np.stack(expected)) <= 1e-4).all()
 
 
 @NEEDS_COMPILER

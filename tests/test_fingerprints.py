@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_als.core.problem import SparseRows
-from gpu_als.train import fingerprints
-from gpu_als.train.fingerprints import add_marks, fingerprint, mark_of_entries
+from gpu_als.train import row_blocks
+from gpu_als.train.row_blocks import add_hashes, hash_arrays, hash_entries
 
 
 def random_matrix(rng, n_users=23, n_items=17):
@@ -22,8 +22,8 @@ def random_matrix(rng, n_users=23, n_items=17):
 def mark(matrix, bounds=()):
     """Return the fingerprint of a matrix that is cut into blocks of rows."""
     bounds = [0, *sorted(bounds), matrix.shape[0]]
-    return add_marks(
-        mark_of_entries(first, SparseRows.from_csr(matrix[first:last]))
+    return add_hashes(
+        hash_entries(first, SparseRows.from_csr(matrix[first:last]))
         for first, last in pairwise(bounds)
     )
 
@@ -40,7 +40,7 @@ def test_the_same_entries_have_the_same_mark(seed, bounds, block, dtype, index_t
     other = matrix.astype(dtype)
     other.indices = other.indices.astype(index_type)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fingerprints, "_BLOCK", block)
+        patch.setattr(row_blocks, "_HASHED_AT_ONCE", block)
         found = mark(other, bounds)
     assert found == mark(matrix)
 
@@ -84,26 +84,26 @@ def test_swapped_values_and_swapped_rows_are_other_entries():
 def test_fingerprints_of_integers_depend_on_their_values_alone(values, kind):
     array = np.array(values, np.int64)
     if array.max(initial=0) <= np.iinfo(kind).max:
-        assert fingerprint(array.astype(kind)) == fingerprint(array)
+        assert hash_arrays(array.astype(kind)) == hash_arrays(array)
     for place in range(len(values)):
         for change in (1, 2**32):
             changed = array.copy()
             changed[place] ^= change
-            assert fingerprint(changed) != fingerprint(array)
-    assert fingerprint(np.append(array, 0)) != fingerprint(array)
+            assert hash_arrays(changed) != hash_arrays(array)
+    assert hash_arrays(np.append(array, 0)) != hash_arrays(array)
 
 
 @pytest.mark.parametrize("size", [1, 2**20 - 1, 2**20, 2**20 + 1])
 def test_fingerprints_see_the_last_of_many_elements(size):
     array = np.zeros(size, np.float32)
-    before = fingerprint(array)
+    before = hash_arrays(array)
     array[-1] = 1
-    assert fingerprint(array) != before
+    assert hash_arrays(array) != before
 
 
 def test_fingerprints_tell_where_one_array_ends_and_the_next_begins():
     one, two = np.array([1, 2, 3]), np.array([4])
-    assert fingerprint(one, two) != fingerprint(np.array([1, 2]), np.array([3, 4]))
-    assert fingerprint(one, None) == fingerprint(one)
-    assert fingerprint(None) == fingerprint() == "none"
-    assert fingerprint(np.ones(3, np.float32)) != fingerprint(np.ones(3))
+    assert hash_arrays(one, two) != hash_arrays(np.array([1, 2]), np.array([3, 4]))
+    assert hash_arrays(one, None) == hash_arrays(one)
+    assert hash_arrays(None) == hash_arrays() == "none"
+    assert hash_arrays(np.ones(3, np.float32)) != hash_arrays(np.ones(3))

@@ -14,12 +14,19 @@ from checkpoint.common import assert_same, fitted_arrays
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cupy_backend import cupy_backend as device  # noqa: F401  (a fixture)
-from test_streaming import IMPLICIT, cut_always, interactions
+from test_streaming import (
+    IMPLICIT,
+    STEEP,
+    cut_always,
+    interactions,
+    steep_data,
+    steep_fit,
+)
 
 import gpu_als
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import CheckpointError, InputError, ReadError
-from gpu_als.train import row_blocks as shard_rows
+from gpu_als.train import engine, row_blocks
 from gpu_als.train.loop import StopTraining
 from gpu_als.train.row_blocks import ShardRows
 
@@ -66,7 +73,7 @@ def fit(case, source, use_gpu=False, *, options=(), **how):
 
 
 def in_small_parts(monkeypatch, n_bytes=2500):
-    monkeypatch.setattr(shard_rows, "_PART_BYTES", n_bytes)
+    monkeypatch.setattr(row_blocks, "_BLOCK_BYTES", n_bytes)
 
 
 def assert_close(model, expected, atol):
@@ -91,8 +98,8 @@ def test_in_many_parts_too(tmp_path, monkeypatch, case, shards_are, dtype):
     expected = fit(case, data(), options=options)
     in_small_parts(monkeypatch, 1500 if shards_are == "cut" else 5500)
     source = sharded(tmp_path / "s", value_type="codes")
-    for shards, n_fixed in ((source.users, 40), (source.items, 70)):
-        bounds, starts = ShardRows.of(shards, n_fixed, np.float64).bounds, len(shards)
+    for shards in (source.users, source.items):
+        bounds, starts = ShardRows.of(shards, np.float64).bounds, len(shards)
         assert len(bounds) > 3
         assert len(bounds) - 1 > starts if shards_are == "cut" else len(bounds) - 1 < starts
     found = fit(case, source, options=options)
@@ -118,6 +125,15 @@ def test_on_a_device(device, tmp_path, monkeypatch, case, streamed):
     assert found.report_.losses == pytest.approx(expected.report_.losses, rel=1e-5)
 
 
+@pytest.mark.parametrize("n_bytes", [900, 2500, 8000])
+@pytest.mark.parametrize("ridges", STEEP)
+def test_blocks_change_no_bit_where_ridges_differ_by_row(tmp_path, monkeypatch, n_bytes, ridges):
+    expected = steep_fit(steep_data(), ridges)
+    in_small_parts(monkeypatch, n_bytes)
+    source = ShardedMatrix.from_matrix(steep_data(), tmp_path / "s", shard_bytes=3000)
+    assert_close(steep_fit(source, ridges), expected, 0)
+
+
 def test_rows_are_taken_out_of_rows_that_were_taken_out():
     counts = np.arange(1, 31)
     every = ShardRows((SimpleNamespace(start=0, stop=30),), 9, np.dtype("f4"), counts, (0, 30))
@@ -139,7 +155,7 @@ def test_a_part_has_rows_of_one_shard_or_whole_shards_that_fit(data):
     some = every.between(*sorted(data.draw(st.tuples(rows, rows).filter(lambda x: x[0] != x[1]))))
     most = data.draw(st.integers(1, 400))
     for whole in (every, some):
-        found = whole.cut(most, 3, 5).bounds
+        found = whole.partition(most, 3, 5).bounds
         assert (found[0], found[-1]) == (whole.bounds[0], whole.bounds[-1])
         for first, last in pairwise(found):
             assert first < last
@@ -153,33 +169,68 @@ def test_a_device_that_takes_large_parts_does_not_make_them_large_on_the_host(
     tmp_path, monkeypatch
 ):
     in_small_parts(monkeypatch)
-    rows = ShardRows.of(sharded(tmp_path / "s").users, 40, np.float32)
-    assert rows.cut(1 << 40, 12, 40).bounds == rows.bounds
+    rows = ShardRows.of(sharded(tmp_path / "s").users, np.float32)
+    assert rows.partition(1 << 40, 12, 40).bounds == rows.bounds
 
 
-def test_each_part_is_read_once_in_a_half_sweep_and_few_are_held(tmp_path, monkeypatch):
+@pytest.fixture
+def reading(tmp_path, monkeypatch):
+    """Return shards, and what is read of them: side and number of each block, and most at once."""
     in_small_parts(monkeypatch, 1500)
     source = sharded(tmp_path / "s")
-    read, held, most = [], [], 0
-    part = ShardRows.part
+    seen = SimpleNamespace(source=source, read=[], most=0)
+    block, held = ShardRows.block, []
 
     def counted(self, number):
-        nonlocal most
-        made = part(self, number)
-        read.append((self.n_fixed, number))
+        made = block(self, number)
+        seen.read.append((self.n_fixed, number))
         held.append(weakref.ref(made.values))
-        most = max(most, sum(each() is not None for each in held))
+        seen.most = max(seen.most, sum(each() is not None for each in held))
         return made
 
-    monkeypatch.setattr(ShardRows, "part", counted)
-    fit("explicit bias", source)
-    users, items = (
-        [(n_fixed, number) for number in range(len(ShardRows.of(shards, 1, np.float32).bounds) - 1)]
+    monkeypatch.setattr(ShardRows, "block", counted)
+    seen.users, seen.items = (
+        [(n_fixed, number) for number in range(len(ShardRows.of(shards, np.float32).bounds) - 1)]
         for shards, n_fixed in ((source.users, 40), (source.items, 70))
     )
-    assert len(users) > 8
-    assert read == users + ITERATIONS * (users + items)  # first the values are looked at
-    assert most <= 3  # one being read while one takes the place of another
+    assert len(seen.users) > 8
+    return seen
+
+
+def test_each_block_is_read_once_in_a_fit(reading):
+    fit("explicit bias", reading.source)
+    assert reading.read == 2 * reading.users + reading.items  # first the values are looked at
+
+
+def test_blocks_beyond_what_the_host_keeps_are_read_in_every_half_sweep(reading, monkeypatch):
+    """And few of them are held: one in use, one being read while one takes its place."""
+    monkeypatch.setattr(engine, "HOST_BYTES", 0)
+    fit("explicit bias", reading.source)
+    assert reading.read == reading.users + ITERATIONS * (reading.users + reading.items)
+    assert reading.most <= 3
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["host", "device"])
+def test_the_host_keeps_as_many_problems_as_its_bytes_allow(reading, monkeypatch, streamed):
+    if streamed:
+        cut_always(monkeypatch, 1500)
+    sizes, size_of = [], engine._owned_bytes
+
+    def noted(problem):
+        sizes.append(size_of(problem))
+        return sizes[-1]
+
+    monkeypatch.setattr(engine, "_owned_bytes", noted)
+    expected = fit("implicit ones", reading.source)
+    assert len(sizes) == len(reading.users + reading.items)
+    kept = sum(sizes[-len(reading.items) :]) // 2
+    monkeypatch.setattr(engine, "HOST_BYTES", kept)
+    reading.read.clear()
+    sizes.clear()
+    assert_same(fit("implicit ones", reading.source), expected)
+    reads = [reading.read.count(block) for block in reading.items]
+    assert set(reads) == {1, ITERATIONS}
+    assert 0.3 < reads.count(1) / len(reads) < 0.7
 
 
 def test_of_a_shard_no_more_than_the_part_is_decoded(tmp_path):
@@ -188,11 +239,11 @@ def test_of_a_shard_no_more_than_the_part_is_decoded(tmp_path):
     matrix.data = rng.integers(1, 6, matrix.nnz).astype(np.float32)
     source = ShardedMatrix.from_matrix(matrix, tmp_path / "s", value_type="codes")
     assert len(source.users) == 1
-    rows = ShardRows.of(source.users, 300, np.float32).cut(10_000, 12, 40)
-    rows.part(100)  # what Python keeps of a first call is not the part's
+    rows = ShardRows.of(source.users, np.float32).partition(10_000, 12, 40)
+    rows.block(100)  # what Python keeps of a first call is not the part's
     tracemalloc.start()
     try:
-        rows.part(200)
+        rows.block(200)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -289,8 +340,8 @@ def test_parts_without_an_entry(tmp_path, monkeypatch, case):
     matrix = matrix.tocsr()
     in_small_parts(monkeypatch, 400)
     source = sharded(tmp_path / "s", matrix)
-    parts = ShardRows.of(source.users, 40, np.float32)
-    assert any(len(parts.part(number).values) == 0 for number in range(len(parts.bounds) - 1))
+    rows = ShardRows.of(source.users, np.float32)
+    assert any(len(rows.block(number).values) == 0 for number in range(len(rows.bounds) - 1))
     float64 = {"dtype": np.float64}
     found = fit(case, source, options=float64)
     assert_close(found, fit(case, matrix, options=float64), 1e-11)

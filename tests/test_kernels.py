@@ -358,6 +358,19 @@ def test_rows_do_not_depend_on_their_company(case):
     assert run(problem, alone).same_as(run(problem))
 
 
+@cases(Case(12, (5, 3, 8, 2, 4)), Case(40, (39, 34, 36)), Case(12, (90, 20, 14)))
+def test_the_longest_rows_of_a_launch_come_first(case):
+    """The first block solves them."""
+    problem, (order, (launch,)) = draw(case), case.plan()
+    first_block = type("FirstBlock", (type(launch),), {"grid": 1})
+    result = run(problem, [(first_block(**vars(launch)), order)])
+    longest_first = np.argsort(case.lengths)[::-1]
+    np.testing.assert_array_equal(
+        np.isfinite(result.residual[longest_first]),
+        np.arange(len(order)) < launch.rows_per_block,
+    )
+
+
 # Long rows
 
 
@@ -550,6 +563,12 @@ def test_split_rows_of_the_backend(cupy):
         wide = values[part].astype(np.float64)
         exact = solve_row(fixed, indices[part], np.ones(counts[u]), wide, 0.5)
         assert np.linalg.norm(found[0][0][u] - exact) <= 1e-5 * np.linalg.norm(exact)
+
+
+def test_kernels_split_the_memory_of_a_multiprocessor_alike(cupy):
+    """As much of it for blocks as there can be."""
+    kernel = backend_of()._kernels.get("dual_warp", (("TILES", 1), ("WARPS", 4)), "dual_warp")
+    assert kernel.preferred_shared_memory_carveout == 100
 
 
 @pytest.mark.parametrize(

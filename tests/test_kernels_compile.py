@@ -8,63 +8,77 @@ from gpu_als.backends.cupy.nvrtc import OPTIONS, define, source_of
 from gpu_als.backends.cupy.rhs_only import COLUMNS
 
 pytestmark = pytest.mark.skipif(
-    nvrtc.library_path() is None, reason="needs the package nvidia-cuda-nvrtc"
+    nvrtc.newest() is None, reason="needs the package nvidia-cuda-nvrtc"
 )
 
 REGISTERS = 65536  # of a multiprocessor, on every architecture
 VARIANTS = {"SIGNED", "STORED_HALF"}
+OLDER = ((12, 9), (13, 0))
 
 
-def alike(architecture):
-    """Return the architectures whose blocks have as much memory, and so the same launches."""
-
-    def memory(of):
-        limits = nvrtc.DEVICES[of]
-        return limits.shared_per_block, limits.shared_per_multiprocessor
-
-    return [each for each in nvrtc.DEVICES if memory(each) == memory(architecture)]
+def registers_given(launch):
+    """Return the registers that a thread gets if as many blocks as promised share them."""
+    return min(255, REGISTERS // (dict(launch.macros).get("BLOCKS", 1) * launch.block))
 
 
-def chosen(architecture):
-    """Return the launches whose kernels are compiled for an architecture.
+def size_of(launch):
+    """Return how large a launch's systems are."""
+    macros = dict(launch.macros)
+    return macros.get("EDGE", 8) * macros.get("TILES", 2 * macros.get("UNITS", 0))
 
-    All there are would take half an hour (benchmarks/kernel_resources.py has them all). Here each
-    size meets the tensor cores once, with the solver that takes the most registers; architectures
-    with the same launches share them out; and every variant comes in one size, another for each
-    architecture.
+
+def tight(architecture):
+    """Return the launches that are the most likely to run out of registers.
+
+    Of every kernel, in float32 and on tensor cores, the largest systems, and the largest of those
+    whose threads get the fewest registers. (The functions of split rows are parts of ``primal``.)
     """
-    plain, tensor_cores, variants = [], {}, {}
+    kinds = {}
     for launch in nvrtc.specialisations(nvrtc.DEVICES[architecture]).values():
         macros = dict(launch.macros)
-        if VARIANTS & macros.keys():
-            kind = launch.kernel, *sorted(VARIANTS & macros.keys())
-            variants.setdefault(kind, []).append(launch)
-        elif "TENSOR_CORES" in macros:
-            size = launch.kernel, macros["EDGE"], macros["UNITS"]
-            tensor_cores[size] = max(
-                tensor_cores.get(size, launch), launch, key=lambda one: dict(one.macros)["SOLVER"]
-            )
-        else:
-            plain.append(launch)
-    family = alike(architecture)
-    share = [*plain, *tensor_cores.values()][family.index(architecture) :: len(family)]
-    devices = sorted(nvrtc.DEVICES)
-    spread = [
-        launches[(devices.index(architecture) + n) % len(devices) * len(launches) // len(devices)]
-        for n, launches in enumerate(variants.values())
+        if launch.kernel != "split" and not VARIANTS & macros.keys() and not macros.get("SOLVER"):
+            kinds.setdefault((launch.kernel, "TENSOR_CORES" in macros), []).append(launch)
+    most = [max(launches, key=size_of) for launches in kinds.values()]
+    most += [
+        min(launches, key=lambda one: (registers_given(one), -size_of(one)))
+        for launches in kinds.values()
     ]
-    return [*share, *spread]
+    return list(dict.fromkeys(most))
 
 
-@pytest.fixture(scope="module", params=nvrtc.DEVICES, ids=lambda device: f"sm_{device}")
-def architecture(request):
-    return request.param
+def chosen():
+    """Return launches for compute capability 9.0 that have every size and every macro once.
+
+    All there are, for every architecture, would take half an hour; benchmarks/kernel_resources.py
+    has them all.
+    """
+    found, seen = [], set()
+    for launch in nvrtc.specialisations(nvrtc.DEVICES[90]).values():
+        new = {(launch.kernel, each) for each in (size_of(launch), *launch.macros)}
+        if not new <= seen:
+            found.append(launch)
+            seen |= new
+    return found
 
 
-@pytest.fixture(scope="module")
-def builds(architecture):
-    launches = chosen(architecture)
-    return list(zip(launches, nvrtc.build_all(launches, architecture), strict=True))
+# What is compiled: the newest NVRTC for every architecture, and older ones for 9.0.
+TARGETS = [*((architecture, None) for architecture in nvrtc.DEVICES), *((90, old) for old in OLDER)]
+
+
+def name_of(target):
+    architecture, version = target
+    return f"sm_{architecture}" + ("" if version is None else " by {}.{}".format(*version))
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids=name_of)
+def builds(request):
+    architecture, version = request.param
+    if version is not None and version not in nvrtc.versions():
+        pytest.skip("needs NVRTC {}.{} in a folder of GPU_ALS_NVRTC".format(*version))
+    launches = tight(architecture)
+    if (architecture, version) == (90, None):
+        launches = list(dict.fromkeys(launches + chosen()))
+    return list(zip(launches, nvrtc.build_all(launches, architecture, version), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +89,6 @@ def functions(builds):
         for launch, build in builds
         for name, resources in build.functions.items()
     ]
-
-
-def test_every_size_and_every_macro_is_compiled(architecture):
-    everything = nvrtc.specialisations(nvrtc.DEVICES[architecture]).values()
-    compiled_here = [launch for each in alike(architecture) for launch in chosen(each)]
-    options = {*VARIANTS, "TENSOR_CORES", "BLOCKS"}  # the rest is the size
-
-    def sizes(launches):
-        return {
-            (one.kernel, *(pair for pair in one.macros if pair[0] not in options))
-            for one in launches
-        }
-
-    def macros(launches):
-        return {(one.kernel, pair) for one in launches for pair in one.macros}
-
-    assert sizes(compiled_here) == sizes(everything)
-    assert macros(compiled_here) == macros(everything)
-    assert {one.kernel for one in everything} == {"dual_warp", "dual_block", "primal", "split"}
 
 
 def test_no_warnings(builds):
@@ -150,12 +145,20 @@ def test_layout_of_half_sweep():
 
 def test_shared_memory_of_primal_kernels():
     """The formulas of launch.py and the constants of the kernels."""
+    constants = {
+        "primal": "kSharedFloats", "split_gram": "kGramFloats", "split_solve": "kSolveFloats",
+        "split_check": "kCheckFloats", "split_finish": "kFinishFloats",
+    }  # fmt: skip
     for launch in nvrtc.specialisations(nvrtc.DEVICES[90]).values():
         if launch.kernel not in ("primal", "split") or VARIANTS & dict(launch.macros).keys():
             continue
+        functions = launch.functions or [(launch.kernel, launch.shared_bytes)]
         check_constants(
             source_of(launch.kernel), [*OPTIONS, *define(launch.macros)],
-            [f"4 * kSharedFloats == {launch.shared_bytes}", f"THREADS == {launch.block}"],
+            [
+                *(f"4 * {constants[name]} == {size}" for name, size in functions),
+                f"THREADS == {launch.block}",
+            ],
         )  # fmt: skip
 
 
@@ -220,10 +223,10 @@ def test_errors_are_raised():
     "macros", [(), (("DOUBLE", 1),), (("WIDE", 1),), (("DOUBLE", 1), ("WIDE", 1))], ids=str
 )
 @pytest.mark.parametrize("warps", [1, 16])
-def test_sums_of_linear_entries(architecture, warps, macros):
+def test_sums_of_linear_entries(warps, macros):
     options = [*OPTIONS, *define((("WARPS", warps), *macros))]
     check_constants(source_of("linear"), options, [f"kPass == {COLUMNS}"])
-    build = nvrtc.compile_for(source_of("linear"), options, architecture)
+    build = nvrtc.compile_for(source_of("linear"), options, 90)
     found = build.functions["linear"]
     assert not build.warnings
     assert found.spill_bytes == found.stack_bytes == found.shared_bytes == 0

@@ -85,6 +85,10 @@ def check_limits_of_the_device(case):
     for launch in case.plan.launches:
         assert 0 < launch.shared_bytes <= case.limits.shared_per_block
         assert launch.shared_bytes % 16 == 0  # 16-byte accesses; warps lie one behind the other
+        assert (launch.functions != ()) == (launch.kernel == "split")
+        if launch.functions:
+            assert launch.shared_bytes == max(shared_bytes for _, shared_bytes in launch.functions)
+            assert dict(launch.functions)["split_check"] <= 16 << 10
         assert 0 < launch.block <= 1024
         assert launch.block % 32 == 0
         assert (launch.grid - 1) * launch.rows_per_block < launch.stop - launch.start
@@ -308,6 +312,7 @@ def test_the_last_byte_counts(solver):
     """A block gets exactly what it asks for, or the rows go elsewhere."""
     rows = definite(300)
     (launch,) = planned(*rows, 100, solver, DEVICES[90]).plan.launches
+    assert launch.kernel == "primal"  # which needs more than split rows do
     limits = replace(DEVICES[90], shared_per_block=launch.shared_bytes)
     assert planned(*rows, 100, solver, limits).plan.launches == (launch,)
     limits = replace(limits, shared_per_block=launch.shared_bytes - 1)

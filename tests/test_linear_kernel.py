@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from test_cupy_backend import cupy_backend  # noqa: F401
 
 from gpu_als.backends.cupy.nvrtc import source_of
-from gpu_als.backends.cupy.rhs_only import LONGEST, load_linear
+from gpu_als.backends.cupy.rhs_only import LONGEST, load_rhs_only
 
 LENGTHS = (0, 1, 3, 4, 5, LONGEST - 1, LONGEST, LONGEST + 1, 0, 2000, 7, 1501)
 N_FIXED = 400
@@ -48,7 +48,7 @@ def load(cupy_backend):  # noqa: F811
 
     def put(matrix, fixed):
         backend = cupy_backend
-        linear = load_linear(backend.xp, backend.kernels, matrix)
+        linear = load_rhs_only(backend.xp, backend.kernels, matrix)
         return linear, backend.from_host(fixed), backend.to_host
 
     return put

@@ -20,8 +20,8 @@ from gpu_als.core.ops import prefetch
 from gpu_als.core.problem import SparseRows
 from gpu_als.errors import BackendError
 from gpu_als.train import engine
-from gpu_als.train.row_blocks import WholeRows
-from gpu_als.train.training_data import InMemory
+from gpu_als.train.row_blocks import MemoryRows
+from gpu_als.train.training_data import TrainingData
 
 
 def interactions(n_users=70, n_items=40, seed=903):
@@ -34,16 +34,15 @@ def interactions(n_users=70, n_items=40, seed=903):
     return sp.csr_matrix(counts.astype(np.float32))
 
 
-def cut_always(monkeypatch, most_bytes):
+def cut_always(monkeypatch, max_bytes):
     """Let no side stay on the device."""
+    load = engine.Side.load
 
-    def cut(backend, sides, model, copies):
-        users, items = (side.cut(most_bytes, 12, 40) for side in sides)
-        assert users.n_parts > 3
-        assert items.n_parts > 3
-        return (users, items), False
+    def load_in_blocks(self, backend, _):
+        load(self, backend, (max_bytes, 12, 40))
+        assert self.n_blocks > 3
 
-    monkeypatch.setattr(engine, "fit_to_device", cut)
+    monkeypatch.setattr(engine.Side, "load", load_in_blocks)
 
 
 IMPLICIT = {
@@ -91,6 +90,40 @@ def test_streamed_factors_are_those_of_the_resident_path_on_a_cpu(monkeypatch, o
     assert streamed.report_.losses == pytest.approx(resident.report_.losses, rel=1e-12)
 
 
+STEEP = [(1e-3, 1.5, 0.1), (1e-2, 2.0, 1e-3)]
+"""Ridge, exponent and unobserved weight: ridges that differ a thousandfold from row to row."""
+
+
+def steep_data():
+    """Return users and items with far more entries first: what fits one end misleads the other."""
+    rng = np.random.default_rng(77)
+    chosen = rng.random((120, 60)) < np.linspace(0.9, 0.02, 120)[:, None]
+    matrix = chosen * rng.integers(1, 6, chosen.shape)
+    matrix = matrix[:, np.argsort(-chosen.sum(axis=0))]
+    return sp.csr_matrix(matrix.astype(np.float32))
+
+
+def steep_fit(data, ridges):
+    """Fit where the choice of the basis depends on the smallest ridge of all."""
+    regularization, exponent, weight = ridges
+    how = {"unobserved_weight": weight, "regularization_exponent": exponent, "use_cg": False}
+    model = gpu_als.AlternatingLeastSquares(
+        20, regularization, iterations=2, random_state=11, use_gpu=False, **how
+    )
+    model.fit(data, show_progress=False)
+    return model
+
+
+@pytest.mark.parametrize("max_bytes", [1000, 4000])
+@pytest.mark.parametrize("ridges", STEEP)
+def test_streaming_changes_no_bit_where_ridges_differ_by_row(monkeypatch, max_bytes, ridges):
+    resident = steep_fit(steep_data(), ridges)
+    cut_always(monkeypatch, max_bytes)
+    streamed = steep_fit(steep_data(), ridges)
+    np.testing.assert_array_equal(streamed.user_factors, resident.user_factors)
+    np.testing.assert_array_equal(streamed.item_factors, resident.item_factors)
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"bias": False}, {"nonnegative": True}, {"scale_regularization": None}, {"solver": "cg"}],
@@ -116,11 +149,7 @@ def test_a_dense_matrix_is_streamed(monkeypatch):
     matrix = np.random.default_rng(8).standard_normal((40, 30))
     options = {"regularization": 0.1, "iterations": 4, "random_state": 3, "tol": None}
     resident = gpu_als.factorize(matrix, 4, **options)
-    monkeypatch.setattr(
-        engine,
-        "fit_to_device",
-        lambda backend, sides, *_: ([side.cut(1000, 8, 8) for side in sides], False),
-    )
+    cut_always(monkeypatch, 3000)
     streamed = gpu_als.factorize(matrix, 4, **options)
     for one, other in zip(streamed[:2], resident[:2], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
@@ -154,14 +183,14 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     most=st.integers(1, 500),
     row_bytes=st.integers(0, 20),
 )
-def test_parts_have_all_rows_in_order_and_are_no_larger_than_asked(counts, most, row_bytes):
+def test_blocks_have_all_rows_in_order_and_are_no_larger_than_asked(counts, most, row_bytes):
     indptr = np.append(0, np.cumsum(counts))
     rng = np.random.default_rng(len(counts))
     rows = SparseRows(indptr, rng.integers(9, size=indptr[-1]), rng.random(indptr[-1]), None, 9)
-    cut = WholeRows.of(rows).cut(most, 4, row_bytes)
+    cut = MemoryRows.of(rows).partition(most, 4, row_bytes)
     assert cut.bounds[0] == 0
     assert cut.bounds[-1] == len(counts)
-    parts = [cut.part(number) for number in range(len(cut.bounds) - 1)]
+    parts = [cut.block(number) for number in range(len(cut.bounds) - 1)]
     assert all(part.n_rows > 0 for part in parts)
     for part in parts:
         assert part.n_rows == 1 or 4 * len(part.values) + row_bytes * part.n_rows <= most
@@ -197,13 +226,13 @@ def test_plans_keep_to_what_is_available(exponent, copies, value_bytes):
 def test_data_make_room_for_every_copy_of_the_factors():
     """How much has to be free for data to stay grows by both sides' factors with each of them."""
     choice = BackendChoice("numpy", 1)
-    local = InMemory(interactions(700, 400)).engine(Explicit(0.1), 64, choice)
-    model = engine.Model(*(np.zeros((n, 64), np.float32) for n in (700, 400)))
+    local = TrainingData.of_matrix(interactions(700, 400)).engine(Explicit(0.1), 64, choice)
+    fit = local.sides, (700, 400), np.dtype(np.float32)
 
     def stay(available, copies):
         device = SimpleNamespace(available_memory=lambda: (available, 1 << 20), stores_half=False)
         try:
-            return engine.fit_to_device(device, local.sides, model, copies)[1]
+            return engine.plan_blocks(device, *fit, bias=False, copies=copies) is None
         except BackendError:
             return False
 

@@ -103,7 +103,7 @@ def cuda_is_usable() -> bool:
 @cache
 def _warn_of(problem: BackendError) -> None:
     """Warn, once for each problem."""
-    warnings.warn(f"the GPU is not used: {problem}", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"this process does not use the GPU: {problem}", RuntimeWarning, stacklevel=4)
 
 
 @cache

@@ -13,7 +13,7 @@ gpu-als[dask]``.
 """
 
 try:
-    from gpu_als.dask.interactions import DaskInteractions
+    from gpu_als.dask.sources import DaskInteractions
 except ImportError as error:
     raise ImportError(
         f"gpu_als.dask needs dask.distributed, which cannot be imported ({error}); install it with "

@@ -1,4 +1,4 @@
-"""A Dask cluster as fits use it: tasks, their results, and what went wrong in plain words."""
+"""A Dask cluster as fits use it: its tasks, what went wrong with them, and who gets which rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import dask
+import numpy as np
 from distributed import Client, Future, wait
 from distributed.scheduler import KilledWorker
 
 from gpu_als.errors import ClusterError, GpuAlsError, ReadError
 
-__all__ = ["Cluster", "ExchangeError"]
+__all__ = ["Cluster", "ExchangeError", "partition_by_work", "place", "work_of_rows"]
 
-_LOOK_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 """How often to look whether the cluster is still there."""
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 """How long to wait for a worker when there is none."""
 _CALL_SECONDS = 5.0
 """How long to wait for a short function beside the tasks."""
@@ -50,23 +51,23 @@ class Cluster:
     Attributes
     ----------
     client : distributed.Client
-    patience : float, optional
+    timeout : float, optional
         Seconds to wait for a worker when there is none.
     """
 
     client: Client
-    patience: float | None = None
+    timeout: float | None = None
 
     def workers(self) -> dict[str, int]:
         """Return the address and the number of threads of each worker that takes tasks.
 
         Waits a while if there is none.
         """
-        with self._told_plainly():
+        with self._plain_errors():
             until = self._until()
             while not (found := self._running()):
-                self._lose_patience(until)
-                time.sleep(_LOOK_SECONDS / 10)
+                self._check_timeout(until)
+                time.sleep(_POLL_SECONDS / 10)
         return found
 
     def submit(
@@ -81,13 +82,13 @@ class Cluster:
         With ``only`` none but that one, so that the task waits for ever if it is gone.
         """
         where = {} if on is None else {"workers": [on], "allow_other_workers": not only}
-        with self._told_plainly(), _large_graphs():
+        with self._plain_errors(), _large_graphs():
             self._check()
             return self.client.submit(function, *args, pure=False, **where)
 
     def compute(self, delayed: Sequence[Any]) -> list[Future]:
         """Have workers compute delayed values."""
-        with self._told_plainly(), _large_graphs():
+        with self._plain_errors(), _large_graphs():
             self._check()
             futures: list[Future] = self.client.compute(list(delayed))
             return futures
@@ -98,7 +99,7 @@ class Cluster:
         Errors of tasks end the waiting, and all of these futures. It ends too, with an
         :class:`ExchangeError`, when a worker that is ``needed`` takes no tasks any more.
         """
-        with self._told_plainly():
+        with self._plain_errors():
             self._check()
             self._wait(futures, needed)
             try:
@@ -132,13 +133,13 @@ class Cluster:
                 return
             try:
                 with self.client.as_current():
-                    wait(futures, timeout=_LOOK_SECONDS)
+                    wait(futures, timeout=_POLL_SECONDS)
                 return
             except TimeoutError as error:
                 # A frame of Dask's holds the error, which holds that frame, all callers' and every
                 # future they know: workers would keep results until garbage is collected here.
                 error.__traceback__ = None
-            until = self._look(until, needed)
+            until = self._poll(until, needed)
 
     def _fetch(self, futures: Sequence[Future], needed: Sequence[str]) -> list[Any]:
         """Return results that are there, or were just now."""
@@ -146,8 +147,8 @@ class Cluster:
         coming = self.client.gather(list(futures), asynchronous=True)
         fetching = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
         try:
-            while not wait_for([fetching], _LOOK_SECONDS).done:
-                until = self._look(until, needed)
+            while not wait_for([fetching], _POLL_SECONDS).done:
+                until = self._poll(until, needed)
             found: list[Any] = fetching.result()
             return found
         finally:
@@ -160,7 +161,7 @@ class Cluster:
         paused = {address for address, each in known.items() if each["status"] == "paused"}
         return {each: n for each, n in self.client.nthreads().items() if each not in paused}
 
-    def _goes_on(self) -> bool:
+    def _makes_progress(self) -> bool:
         """Tell whether there are workers, and not all that is left to do waits on paused ones."""
         running = self._running()
         busy = {address for address, tasks in self.client.processing().items() if tasks}
@@ -172,18 +173,18 @@ class Cluster:
             return True
 
     def _until(self) -> float:
-        return time.monotonic() + (_PATIENCE_SECONDS if self.patience is None else self.patience)
+        return time.monotonic() + (_TIMEOUT_SECONDS if self.timeout is None else self.timeout)
 
-    def _look(self, until: float, needed: Sequence[str]) -> float:
-        """Return until when to wait; see :meth:`_lose_patience`."""
+    def _poll(self, until: float, needed: Sequence[str]) -> float:
+        """Return until when to wait; see :meth:`_check_timeout`."""
         if not self._running().keys() >= set(needed):
             raise ExchangeError("a worker was lost, or paused because its memory is nearly full")
-        if self._goes_on():
+        if self._makes_progress():
             return self._until()
-        self._lose_patience(until)
+        self._check_timeout(until)
         return until
 
-    def _lose_patience(self, until: float) -> None:
+    def _check_timeout(self, until: float) -> None:
         if time.monotonic() < until:
             return
         if self.client.nthreads():
@@ -197,7 +198,7 @@ class Cluster:
             raise ClusterError(f"the client has lost the cluster, or was closed; {_HINT}")
 
     @contextmanager
-    def _told_plainly(self) -> Iterator[None]:
+    def _plain_errors(self) -> Iterator[None]:
         try:
             yield
         except _OfTask as error:
@@ -253,3 +254,79 @@ def _large_graphs() -> Iterator[None]:
     threshold = {"distributed.admin.large-graph-warning-threshold": "1 PiB"}
     with _changing_config, dask.config.set(threshold):
         yield
+
+
+# Placement: ranges of equal work, not of equal length
+
+_GATHER = 40
+"""What reading one factor costs, in multiplications: memory is that much slower."""
+
+
+def work_of_rows(counts: np.ndarray, n_factors: int) -> np.ndarray:
+    """Return what each row costs to solve, in multiplications.
+
+    A row of n entries gathers ``n k`` factors and is solved in the cheaper of its two forms:
+    ``n^2 k + n^3 / 3`` or ``n k^2 + k^3 / 3``. Whatever its length it takes part in changes of
+    coordinates, ``k^2``.
+
+    Parameters
+    ----------
+    counts : int64 array, shape (n_rows,)
+    n_factors : int
+
+    Returns
+    -------
+    float64 array, shape (n_rows,)
+    """
+    n, k = counts.astype(np.float64), float(n_factors)
+    solve = np.minimum(n**2 * k + n**3 / 3, n * k**2 + k**3 / 3)
+    return solve + _GATHER * n * k + k**2
+
+
+def partition_by_work(work: np.ndarray, n_ranges: int) -> tuple[int, ...]:
+    """Cut rows into at most ``n_ranges`` runs of about equal work.
+
+    Parameters
+    ----------
+    work : float64 array, shape (n_rows,)
+        Positive.
+    n_ranges : int
+
+    Returns
+    -------
+    tuple of int
+        The first row of each run, and the number of rows. No run is empty.
+    """
+    before = np.append(0, np.cumsum(work))
+    aims = before[-1] * np.arange(1, n_ranges) / n_ranges
+    after = np.searchsorted(before, aims)
+    nearest = np.where(aims - before[after - 1] < before[after] - aims, after - 1, after)
+    return tuple(np.unique([0, *nearest.tolist(), len(work)]).tolist())
+
+
+def place(former: Sequence[str | None], workers: Mapping[str, int]) -> list[str]:
+    """Return the worker of each range, leaving ranges where they are as far as that is fair.
+
+    Parameters
+    ----------
+    former : sequence of str or None
+        The worker that each range was on last, if any.
+    workers : mapping of str to int
+        Address and number of threads of the workers there are; at least one.
+    """
+    most = -(-len(former) // len(workers))
+    chosen: list[str | None] = []
+    load = dict.fromkeys(sorted(workers), 0)
+    for worker in former:
+        stays = worker in load and load[worker] < most
+        chosen.append(worker if stays else None)
+        if stays:
+            assert worker is not None
+            load[worker] += 1
+    placed = []
+    for worker in chosen:
+        if worker is None:
+            worker = min(load, key=load.__getitem__)
+            load[worker] += 1
+        placed.append(worker)
+    return placed

@@ -2,7 +2,7 @@
 
 All members of a group take part in an exchange at the same time, and a call of NCCL does not come
 back while one of them is missing. So such calls are made in threads of their own, which are given
-up when the client says so, NCCL sees an error, or patience is at its end; then the communicator is
+up when the client says so, NCCL sees an error, or it takes too long; then the communicator is
 aborted and the group is of no more use. How a fit goes on from there: engine.py.
 """
 
@@ -29,11 +29,11 @@ from gpu_als.dask.cluster import Cluster, ExchangeError
 
 __all__ = ["Group", "OnGpu", "gather", "gpu_for_nccl"]
 
-_PATIENCE_SECONDS = 120.0
+_TIMEOUT_SECONDS = 120.0
 """For an exchange, which all members begin at nearly the same time, and for forming a group."""
 _SLOWEST = 20e6
-"""Bytes a second, for which there is patience besides."""
-_LOOK_SECONDS = 0.05
+"""Bytes a second, for which there is time besides."""
+_POLL_SECONDS = 0.05
 
 _member: _Member | None = None
 """Of the one group that this worker is in. Exchanges of two groups, begun in another order on
@@ -181,7 +181,7 @@ class _Member:
             if self._communicator is None:  # too late
                 communicator.abort()
 
-        self._wait(connect, _PATIENCE_SECONDS)
+        self._wait(connect, _TIMEOUT_SECONDS)
         xp = self._backend.xp
         with self._backend.session():
             found = self.gather(xp.full((1, 1), self._rank, xp.float32), range(n_members + 1))
@@ -195,8 +195,8 @@ class _Member:
         every = xp.empty((bounds[-1], own.shape[1]), own.dtype)
         every[bounds[self._rank] : bounds[self._rank + 1]] = own
         xp.cuda.get_current_stream().synchronize()
-        patience = _PATIENCE_SECONDS + every.nbytes / _SLOWEST
-        self._wait(lambda: self._broadcast(every, bounds), patience)
+        seconds = _TIMEOUT_SECONDS + every.nbytes / _SLOWEST
+        self._wait(lambda: self._broadcast(every, bounds), seconds)
         return every
 
     def leave(self) -> None:
@@ -241,7 +241,7 @@ class _Member:
         threading.Thread(target=make, daemon=True).start()
         until = time.monotonic() + seconds
         try:
-            while not wait_for([done], _LOOK_SECONDS).done:
+            while not wait_for([done], _POLL_SECONDS).done:
                 if self._given_up.is_set():
                     raise TimeoutError("another member of the group is gone")
                 if time.monotonic() > until:

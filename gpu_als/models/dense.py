@@ -23,11 +23,11 @@ from gpu_als.models.params import (
     check_nonnegative,
     check_pair,
 )
-from gpu_als.train.engine import Engine, LocalEngine, Model
+from gpu_als.train.engine import Model
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
-from gpu_als.train.row_blocks import WholeRows
-from gpu_als.train.training_data import InMemory
+from gpu_als.train.row_blocks import MemoryRows
+from gpu_als.train.training_data import TrainingData
 
 __all__ = ["als_step", "factorize", "loss_and_gradient"]
 
@@ -112,18 +112,17 @@ def factorize(
     choice = BackendChoice(backend, num_threads)
     if observed.all():
         objective: Dense | Explicit = Dense(penalties)
-        both = [
-            WholeRows.of(SparseRows.from_dense(each))
-            for each in (matrix, np.ascontiguousarray(matrix.T))
-        ]
-        engine: Engine = LocalEngine.of((both[0], both[1]), objective, k, choice)
+        both = matrix, np.ascontiguousarray(matrix.T)
+        users, items = (MemoryRows.of(SparseRows.from_dense(each)) for each in both)
+        data = TrainingData(users, items)
     else:
         objective = Explicit(penalties, count_scaled=False)
         entries = sp.csr_matrix(
             (matrix[observed], np.nonzero(observed)[1], np.append(0, observed.sum(1).cumsum())),
             shape=matrix.shape,
         )
-        engine = InMemory(entries).engine(objective, k, choice)
+        data = TrainingData.of_matrix(entries)
+    engine = data.engine(objective, k, choice)
     report = FitReport(engine.device, entries=int(observed.sum()))
     how = NonNegative() if nonnegative else as_solver(solver)
     train(

@@ -27,13 +27,13 @@ from gpu_als.models.params import (
     check_precision,
 )
 from gpu_als.models.recommend import predictions
+from gpu_als.train.checkpoint import begin
 from gpu_als.train.engine import Model
-from gpu_als.train.fingerprints import fingerprint
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
-from gpu_als.train.resuming import begin
-from gpu_als.train.training_data import InMemory, TrainingData, as_training_data
-from gpu_als.train.validation import held_out_ratings
+from gpu_als.train.row_blocks import hash_arrays
+from gpu_als.train.training_data import TrainingData, as_training_data
+from gpu_als.train.validation import validation_ratings
 
 __all__ = ["ExplicitALS"]
 
@@ -219,22 +219,16 @@ class ExplicitALS(Estimator):
             iterations.
         """
         former = self._former() if check_flag(warm_start, name="warm_start") else None
-        data = as_training_data(ratings, name="ratings", dtype=self.dtype)
-        weights = None
+        weigh = None
         if sample_weight is not None:
-            if not isinstance(data, InMemory):
-                raise InputError(
-                    "sample_weight goes with ratings in memory; leave it None, or pass a matrix"
-                )
-            data = InMemory(*_aligned_weights(ratings, sample_weight, data.matrix), source=ratings)
-            weights = data.weights
-
-        total, weight = map(sum, zip(*data.each(_checked_sum), strict=True))
+            weigh = partial(_aligned_weights, ratings, sample_weight)
+        data = as_training_data(ratings, name="ratings", dtype=self.dtype, weigh=weigh)
+        total, weight = map(sum, zip(*data.map_blocks(_checked_sum), strict=True))
         mean = total / weight if self.bias and weight else 0.0
         engine = data.engine(self._objective(mean), self._width, self._backend_choice())
         held_out, validate = None, None
         if validation is not None:
-            held_out = held_out_ratings(validation, data)
+            held_out = validation_ratings(validation, data)
             validate = self._validator(*held_out, mean)
         start = begin(
             checkpoint,
@@ -243,8 +237,8 @@ class ExplicitALS(Estimator):
             {"model": "explicit", **self.get_params()},
             {
                 "ratings": data.fingerprint,
-                "sample_weight": partial(fingerprint, weights),
-                "validation": partial(fingerprint, *(held_out or ())),
+                "sample_weight": partial(hash_arrays, data.weights),
+                "validation": partial(hash_arrays, *(held_out or ())),
             },
             tuple((size, self._width) for size in data.shape),
             bias=self.bias,

@@ -27,9 +27,9 @@ from gpu_als.models.params import (
     check_precision,
 )
 from gpu_als.ranking.top_k import pair_scores
+from gpu_als.train.checkpoint import begin
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
-from gpu_als.train.resuming import begin
 from gpu_als.train.training_data import TrainingData, as_training_data
 
 __all__ = ["AlternatingLeastSquares", "calculate_loss"]
@@ -189,7 +189,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         data = self._check_interactions(user_items)
         objective = self._objective()
         look = partial(_checked_sums, objective)
-        constant, magnitudes = map(sum, zip(*data.each(look), strict=True))
+        constant, magnitudes = map(sum, zip(*data.map_blocks(look), strict=True))
         engine = data.engine(objective, self.factors, self._backend_choice())
         start = begin(
             checkpoint,

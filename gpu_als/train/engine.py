@@ -1,42 +1,54 @@
 """Where half-sweeps run: what the training loop asks of it, and the engine of this process.
 
 The loop sees no arrays but those of finished fits. An engine has the data and, from when a fit
-starts, the factors; it solves one side at a time and tells how that went.
+starts, the factors; it solves one side at a time and reports how that went.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpu_als.backends import BackendChoice
 from gpu_als.core.backend import Backend
+from gpu_als.core.basis import SideRidge
 from gpu_als.core.half_sweep import hold_fixed, solve_rows
 from gpu_als.core.memory import FitShape, plan_device
-from gpu_als.core.objectives import Objective
+from gpu_als.core.objectives import Objective, row_problem
+from gpu_als.core.ops import prefetch
 from gpu_als.core.problem import Array, LoadedProblem
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
-from gpu_als.train.row_blocks import Rows, Side
+from gpu_als.train.row_blocks import RowBlocks
 
 __all__ = [
+    "SIDES",
     "Engine",
     "Factors",
     "LocalEngine",
     "Model",
-    "OnDevice",
+    "Side",
     "Solvers",
     "Sweeps",
-    "fit_to_device",
+    "plan_blocks",
+    "side_ridge",
 ]
 
 Factors = tuple[Any, Any]
 Solvers = tuple[Solver, Solver]
+
+SIDES = "users", "items"
+
+HOST_BYTES = 1 << 28
+"""Of problems that are kept for each side where rows are read from disk: those of 256 MiB are made
+once in a fit, the others in every half-sweep. Of rows in memory all are kept, which at most doubles
+what the rows take."""
 
 
 @dataclass
@@ -83,7 +95,7 @@ class Sweeps(Protocol):
         """Return a state that no half-sweep changes."""
         ...
 
-    def take(self, factors: Factors) -> Any:
+    def from_host(self, factors: Factors) -> Any:
         """Return NumPy arrays as a state."""
         ...
 
@@ -91,7 +103,7 @@ class Sweeps(Protocol):
         """Return a state as a model holds it: arrays of a device, not copied if they are that."""
         ...
 
-    def on_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
+    def to_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return a state as NumPy arrays."""
         ...
 
@@ -123,31 +135,216 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+class Side:
+    """One side of a fit, or consecutive rows of one, whose problems are made once and kept.
+
+    They stay on the device, or pass through it in every half-sweep, one being solved while the next
+    is on its way. Another process gets a side without them.
+
+    Parameters
+    ----------
+    name : str
+        "users" or "items".
+    objective : Objective
+    rows : RowBlocks
+    n_factors : int
+        Columns of the factors, biases included.
+    ridge : SideRidge
+        Of all rows of the side, whichever of them these are: a row's solution, to the last bit,
+        does not depend on those that are solved beside it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        objective: Objective,
+        rows: RowBlocks,
+        n_factors: int,
+        ridge: SideRidge,
+    ) -> None:
+        self.name, self.objective, self.rows = name, objective, rows
+        self.n_factors, self.ridge = n_factors, ridge
+        self._kept: dict[int, Any] | None = None
+        self._backend: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was made for this process."""
+        return vars(self) | {"_kept": None, "_backend": None}
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether :meth:`load` was called in this process."""
+        return self._kept is not None
+
+    def load(self, backend: Backend, cut: tuple[int, int, int] | None) -> None:
+        """Make the problems that stay where they are solved.
+
+        Parameters
+        ----------
+        backend : Backend
+        cut : (int, int, int) or None
+            How blocks are cut that pass through the device, from :func:`plan_blocks`.
+        """
+        self._backend, self._streamed = backend, cut is not None
+        if cut is not None:
+            self.rows = self.rows.partition(*cut)
+        self._kept = {}
+        in_memory = self.rows.nbytes > 0 or not (
+            self._streamed or backend.available_memory() is None
+        )
+        self._room = float("inf") if in_memory else HOST_BYTES
+        if in_memory and not self._streamed:
+            for number in range(self.n_blocks):
+                self._problem(number)
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the systems of rows share a base."""
+        return self.objective.base_weight != 0 or self.objective.prior(self.name).base is not None
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.rows.bounds) - 1
+
+    def half_sweep(
+        self, solver: Solver, fixed: Array, solved: Array, *, bias: bool
+    ) -> HalfSweepStats:
+        """Solve these rows in place.
+
+        Parameters
+        ----------
+        solver : Solver
+        fixed : array, shape (n_fixed, k)
+            All factors of the other side.
+        solved : array, shape (n_rows, k)
+        bias : bool
+            The last column of the factors holds biases.
+        """
+        backend, stats = self._backend, HalfSweepStats()
+        held = hold_fixed(
+            backend, self.objective, self.name, fixed, self.ridge, rotate=solver.rotates, bias=bias
+        )
+        first = self.rows.bounds[0]
+        for (begin, end), problem in zip(pairwise(self.rows.bounds), self.problems(), strict=True):
+            place = solved[begin - first : end - first]
+            own = held.of_rows(slice(begin, end))
+            stats.add(solve_rows(backend, problem, own, place, solver))
+        return stats
+
+    def problems(self) -> Iterator[LoadedProblem]:
+        """Yield the problem of each block on the device."""
+        assert self._kept is not None
+        makers = [partial(self._problem, number) for number in range(self.n_blocks)]
+        if self._streamed:
+            yield from self._backend.load_ahead(makers)
+        elif len(self._kept) == len(makers):
+            yield from (make() for make in makers)
+        else:
+            yield from prefetch(makers)
+
+    def _problem(self, number: int) -> Any:
+        """Return a block's problem where it is kept: on the device, or on the host if streamed."""
+        assert self._kept is not None
+        if number in self._kept:
+            return self._kept[number]
+        backend = self._backend
+        how = self.n_factors, backend.batch_elements, self.name
+        problem: Any = row_problem(self.objective, self.rows.block(number), *how)
+        if not self._streamed:
+            problem = backend.load(problem)
+        size = _owned_bytes(problem)
+        if size <= self._room:
+            self._kept[number] = problem
+            self._room -= size
+        return problem
+
+
+def _owned_bytes(problem: Any) -> int:
+    """Return the bytes that a problem takes besides the rows that it was made of."""
+    parts = [problem, *(part for part in vars(problem).values() if hasattr(part, "__dict__"))]
+    arrays = (each for part in parts for each in vars(part).values())
+    return sum(each.nbytes for each in arrays if isinstance(each, np.ndarray) and each.base is None)
+
+
+def plan_blocks(
+    backend: Backend,
+    sides: Sequence[Side],
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    *,
+    bias: bool,
+    copies: int,
+) -> tuple[int, int, int] | None:
+    """Return how to cut sides into blocks that the device has room for.
+
+    Parameters
+    ----------
+    backend : Backend
+    sides : sequence of Side
+    shape : (int, int)
+        Users and items whose factors will be on the device.
+    dtype : dtype
+        Of the factors.
+    bias : bool
+    copies : int
+        How often the factors will be there at the same time.
+
+    Returns
+    -------
+    (int, int, int) or None
+        Arguments of :meth:`RowBlocks.partition`; None where all data stay on the device, or the
+        device is the host.
+    """
+    memory = backend.available_memory()
+    if memory is None:
+        return None
+    counts = [side.rows.counts() for side in sides]
+    objective = sides[0].objective
+    needs = FitShape(
+        *shape,
+        max(int(each.sum()) for each in counts),
+        sides[0].n_factors - bias,
+        dtype.itemsize,
+        max(int(each.max(initial=0)) for each in counts),
+        copies,
+        bias,
+        base=any(side.has_base for side in sides),
+        weighted=objective.weighted or any(side.rows.weighted for side in sides),
+        ones=float(objective.rhs_only),
+        half=backend.stores_half,
+    )
+    plan = plan_device(needs, *memory)
+    if plan.part_bytes is None:
+        return None
+    return plan.part_bytes, needs.entry_bytes, needs.row_bytes
+
+
 class LocalEngine:
     """Half-sweeps in this process, on one device.
 
-    Attributes
+    Parameters
     ----------
-    backend : Backend
-    sides : pair of Side
-        Of users and items.
+    both : pair of RowBlocks
+        Those of the users and of the items.
+    objective : Objective
+    n_factors : int
+        Columns of the factors, biases included.
+    choice : BackendChoice
     """
 
-    backend: Backend
-    sides: tuple[Side, Side]
-
-    @classmethod
-    def of(
-        cls, rows: tuple[Rows, Rows], objective: Objective, n_factors: int, choice: BackendChoice
-    ) -> LocalEngine:
-        """Return the engine for the rows of users and items."""
-        backend = choice.get()
-        users, items = (
-            Side(name, objective, each, n_factors, backend.batch_elements)
-            for name, each in zip(("users", "items"), rows, strict=True)
-        )
-        return cls(backend, (users, items))
+    def __init__(
+        self,
+        both: tuple[RowBlocks, RowBlocks],
+        objective: Objective,
+        n_factors: int,
+        choice: BackendChoice,
+    ) -> None:
+        self.backend = choice.get()
+        self.sides = [
+            Side(name, objective, rows, n_factors, side_ridge(objective, rows, name))
+            for name, rows in zip(SIDES, both, strict=True)
+        ]
 
     @property
     def device(self) -> str:
@@ -157,38 +354,32 @@ class LocalEngine:
     @contextmanager
     def start(self, model: Model, solvers: Solvers, copies: int) -> Iterator[Sweeps]:
         """See :class:`Engine`."""
-        sides, stay = fit_to_device(self.backend, self.sides, model, copies)
-        with self.backend.session():
-            yield _LocalSweeps(self.backend, sides, model, solvers, stay=stay)
+        backend, (users, items) = self.backend, model.factors
+        shape = len(users), len(items)
+        cut = plan_blocks(backend, self.sides, shape, users.dtype, bias=model.bias, copies=copies)
+        with backend.session():
+            sweeps = _LocalSweeps(backend, self.sides, model, solvers)
+            for side in self.sides:
+                side.load(backend, cut)
+            yield sweeps
+
+
+def side_ridge(objective: Objective, rows: RowBlocks, name: str) -> SideRidge:
+    """Return what a half-sweep needs to know of the ridges of a whole side."""
+    return SideRidge.of(objective.ridge(rows.counts(), rows.n_fixed, name))
 
 
 class _LocalSweeps:
     def __init__(
-        self,
-        backend: Backend,
-        sides: tuple[Side, Side],
-        model: Model,
-        solvers: Solvers,
-        *,
-        stay: bool,
+        self, backend: Backend, sides: Sequence[Side], model: Model, solvers: Solvers
     ) -> None:
-        self._backend, self._solvers, self._bias = backend, solvers, model.bias
-        self._factors, self._sides = self.take(model.factors), sides
-        self._parts = [OnDevice(backend, side, stay=stay) for side in sides]
+        self._backend, self._sides = backend, sides
+        self._solvers, self._bias = solvers, model.bias
+        self._factors = self.from_host(model.factors)
 
     def half_sweep(self, side: int) -> HalfSweepStats:
         solved, fixed = self._factors[side], self._factors[1 - side]
-        how = self._solvers[side]
-        own = self._sides[side]
-        held = hold_fixed(
-            self._backend, own.objective, own.name, fixed, own.ridge(),
-            rotate=how.rotates, bias=self._bias,
-        )  # fmt: skip
-        stats = HalfSweepStats()
-        for place, problem in self._parts[side]:
-            rows = held.of_rows(place)
-            stats.add(solve_rows(self._backend, problem, rows, solved[place], how))
-        return stats
+        return self._sides[side].half_sweep(self._solvers[side], fixed, solved, bias=self._bias)
 
     def state(self) -> Factors:
         return self._factors
@@ -196,62 +387,14 @@ class _LocalSweeps:
     def copy(self, state: Factors) -> Factors:
         return state[0].copy(), state[1].copy()
 
-    def take(self, factors: Factors) -> Factors:
+    def from_host(self, factors: Factors) -> Factors:
         return self._backend.from_host(factors[0]), self._backend.from_host(factors[1])
 
     def arrays(self, state: Factors) -> Factors:
         return state
 
-    def on_host(self, state: Factors) -> tuple[np.ndarray, np.ndarray]:
+    def to_host(self, state: Factors) -> tuple[np.ndarray, np.ndarray]:
         return self._backend.to_host(state[0]), self._backend.to_host(state[1])
 
     def workspace_bytes(self) -> int:
         return self._backend.workspace_bytes()
-
-
-class OnDevice:
-    """The parts of a side on the device: they stay there, or pass through in every half-sweep."""
-
-    def __init__(self, backend: Backend, side: Side, *, stay: bool) -> None:
-        self._backend, self._side = backend, side
-        self._kept: list[LoadedProblem] | None = None
-        if stay or side.n_parts == 1:
-            self._kept = [backend.load(side.problem(number)) for number in range(side.n_parts)]
-
-    def __iter__(self) -> Iterator[tuple[slice, LoadedProblem]]:
-        numbers = range(self._side.n_parts)
-        makers = (partial(self._side.problem, number) for number in numbers)
-        problems = self._kept or self._backend.load_ahead(makers)
-        return zip(map(self._side.place, numbers), problems, strict=True)
-
-
-def fit_to_device(
-    backend: Backend, sides: tuple[Side, Side], model: Model, copies: int
-) -> tuple[tuple[Side, Side], bool]:
-    """Return both sides in parts that the device has room for, and whether they can stay there.
-
-    Nothing is put there yet.
-    """
-    room = backend.available_memory()
-    if room is None:
-        return sides, False
-    counts = [side.rows.counts() for side in sides]
-    shape = FitShape(
-        len(model.user_factors),
-        len(model.item_factors),
-        max(int(each.sum()) for each in counts),
-        model.user_factors.shape[1] - model.bias,
-        model.user_factors.dtype.itemsize,
-        max(int(each.max(initial=0)) for each in counts),
-        copies,
-        model.bias,
-        base=any(side.has_base for side in sides),
-        weighted=any(side.is_weighted for side in sides),
-        ones=float(any(side.objective.rhs_only for side in sides)),
-        half=backend.stores_half,
-    )
-    plan = plan_device(shape, *room)
-    if plan.part_bytes is None:
-        return sides, True
-    users, items = (side.cut(plan.part_bytes, shape.entry_bytes, shape.row_bytes) for side in sides)
-    return (users, items), False

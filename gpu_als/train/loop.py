@@ -123,7 +123,7 @@ def train(
     bar = ProgressBar(show=progress, total=schedule.iterations, initial=first)
     with engine.start(model, solvers, copies) as sweeps, bar:
         if best is not None:
-            kept = sweeps.take(best)
+            kept = sweeps.from_host(best)
         elif validate is not None:
             kept = sweeps.copy(sweeps.state())
         try:
@@ -139,7 +139,7 @@ def train(
                 _record(report, user_stats, item_stats, loss, (middle - begin, end - middle))
                 improved = True
                 if validate is not None:
-                    metrics = validate(*sweeps.on_host(sweeps.state()))
+                    metrics = validate(*sweeps.to_host(sweeps.state()))
                     report.metrics.append(metrics)
                     improved = _score(metrics) < lowest
                     lowest = min(lowest, _score(metrics))
@@ -160,8 +160,8 @@ def train(
                 last = report.stopped == "callback" or _settled(schedule, report, iteration)
                 last = last or iteration + 1 == schedule.iterations
                 if checkpoints is not None and checkpoints.is_due(iteration + 1, last=last):
-                    best_so_far = None if improved else sweeps.on_host(kept)
-                    checkpoints.write(sweeps.on_host(sweeps.state()), best_so_far, report)
+                    best_so_far = None if improved else sweeps.to_host(kept)
+                    checkpoints.write(sweeps.to_host(sweeps.state()), best_so_far, report)
                 if last:
                     break
         except KeyboardInterrupt:

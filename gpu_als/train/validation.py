@@ -1,4 +1,4 @@
-"""Ratings that are held out of training, to watch how well a fit predicts them."""
+"""Ratings left out of training, by which a fit watches how well it predicts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gpu_als.data.interactions import Interactions
 from gpu_als.errors import InputError
 from gpu_als.train.training_data import TrainingData
 
-__all__ = ["held_out_ratings"]
+__all__ = ["validation_ratings"]
 
 
-def held_out_ratings(
+def validation_ratings(
     validation: Any, data: TrainingData
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a validation set as row numbers, column numbers and ratings.

@@ -88,7 +88,7 @@ def difference(found, expected):
 
 # On workers
 
-_solve_parts = tasks.solve_parts
+_solve = tasks._solve
 _open_file = array_files.open_file
 solved = 0
 """How many tasks this worker has solved or begun to."""
@@ -102,11 +102,11 @@ def count_solves(call=None):
         solved += 1
         if call is not None:
             call(solved)
-        return _solve_parts(*args, **kwargs)
+        return _solve(*args, **kwargs)
 
     global solved
     solved = 0
-    tasks.solve_parts = counted
+    tasks._solve = counted
 
 
 def number_of_solves():
@@ -119,7 +119,7 @@ def see_no_folder():
 
 
 def leave_alone():
-    tasks.solve_parts = _solve_parts
+    tasks._solve = _solve
     array_files.open_file = _open_file
 
 
@@ -200,13 +200,13 @@ def forget_fetched(dask_worker):
     dask_worker.transfer_incoming_log.clear()
 
 
-def fetched_pieces(dask_worker):
-    """Return the sizes of the pieces that this worker has fetched from others."""
+def fetched_blocks(dask_worker):
+    """Return the sizes of the blocks of factors that this worker has fetched from others."""
     return [
         size
         for fetched in dask_worker.transfer_incoming_log
         for key, size in fetched["keys"].items()
-        if key.startswith(("solve", "first_piece-"))
+        if key.startswith(("solve", "first_block-"))
     ]
 
 

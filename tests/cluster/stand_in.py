@@ -1,6 +1,5 @@
 """Workers that preload this module have a stand-in for a GPU, and for NCCL."""
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,11 +10,11 @@ from cluster.common import wait_until
 from gpu_als import backends
 from gpu_als.dask import nccl, tasks
 
-PATIENCE_SECONDS = nccl._PATIENCE_SECONDS
+TIMEOUT_SECONDS = nccl._TIMEOUT_SECONDS
 
 _installed = ExitStack()
 _usual = dict(vars(fake_nccl.NcclCommunicator)), fake_cupy.Device.pci_bus_id
-_get_unique_id, _backend_here = fake_nccl.get_unique_id, tasks._backend_here
+_get_unique_id, _make_side = fake_nccl.get_unique_id, tasks.make_side
 
 
 def dask_setup(worker):
@@ -35,8 +34,8 @@ def leave_alone():
     for name in ("__init__", "broadcast", "error"):
         setattr(fake_nccl.NcclCommunicator, name, methods[name])
     fake_nccl.available, fake_nccl.get_unique_id = True, _get_unique_id
-    tasks._backend_here = _backend_here
-    nccl._PATIENCE_SECONDS = PATIENCE_SECONDS
+    tasks.make_side = _make_side
+    nccl._TIMEOUT_SECONDS = TIMEOUT_SECONDS
 
 
 def broadcasts():
@@ -57,15 +56,14 @@ def cannot_begin(reason):
     fake_nccl.get_unique_id = fail
 
 
-def make_parts_when(there):
-    """Wait for a file before each part."""
+def make_sides_when(there):
+    """Wait for a file before each side."""
 
-    def wait_and_get(choice):
-        if sys._getframe(1).f_code.co_name == "make_part":
-            wait_until(Path(there).exists)
-        return _backend_here(choice)
+    def wait_and_make(*what):
+        wait_until(Path(there).exists)
+        return _make_side(*what)
 
-    tasks._backend_here = wait_and_get
+    tasks.make_side = wait_and_make
 
 
 def be_a_member_of_what_is_no_more():

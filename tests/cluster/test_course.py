@@ -16,7 +16,7 @@ from cluster.common import (
     HELD_OUT,
     difference,
     explicit,
-    fetched_pieces,
+    fetched_blocks,
     fit,
     fit_on,
     forget_fetched,
@@ -158,7 +158,7 @@ def test_what_is_told_of_transfers_is_what_workers_fetched(client):
     n_workers = len(client.nthreads())
     expected = [(n * 32 * 8 * (n_workers - 1)) for n in (300, 400)]
     assert report.transferred == [tuple(expected)] * 2
-    fetched = [size for each in client.run(fetched_pieces).values() for size in each]
+    fetched = [size for each in client.run(fetched_blocks).values() for size in each]
     assert len(fetched) == 2 * 2 * n_workers * (n_workers - 1)
     told = sum(map(sum, report.transferred))
     assert told <= sum(fetched) <= told + len(fetched) * (32 * 32 * 8 + 2000)  # a Gram, and names
@@ -167,7 +167,7 @@ def test_what_is_told_of_transfers_is_what_workers_fetched(client):
 @two_workers
 def test_workers_hold_no_more_and_no_longer_where_tasks_take_long(client, monkeypatch):
     """The client looks after the cluster many times in each half-sweep, and collects no garbage."""
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.001)
 
     def held():
         return sum(map(len, client.has_what().values()))

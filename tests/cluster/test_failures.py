@@ -202,13 +202,13 @@ def test_a_worker_that_runs_out_of_memory_is_told_of(two, tmp_path):
 @two_workers
 def test_workers_whose_memory_is_full(two, tmp_path, monkeypatch):
     """Dask gives those no tasks: one of two is done without, and of both there is a word."""
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.2)
     file, to_pause = tmp_path / "s.npz", list(two.nthreads())
 
     def fill(iteration, *_):
         if to_pause and iteration > 0:
             two.run(pause, workers=[to_pause.pop()])
-            monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 1 if not to_pause else 60)
+            monkeypatch.setattr(cluster, "_TIMEOUT_SECONDS", 1 if not to_pause else 60)
 
     data = DaskInteractions(two, DATA)
     with pytest.raises(ClusterError, match=r"workers are paused .* memory.*checkpoint=FILE"):
@@ -219,11 +219,11 @@ def test_workers_whose_memory_is_full(two, tmp_path, monkeypatch):
 
 @two_workers
 def test_paused_workers_finish_their_tasks_however_long_that_takes(two, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "_TIMEOUT_SECONDS", 0.5)
     waits, goes_on = tmp_path / "waits", tmp_path / "goes on"
     expected = fit_on(two, implicit(iterations=ITERATIONS))
-    looks, look = [], cluster.Cluster._goes_on
+    looks, look = [], cluster.Cluster._makes_progress
 
     def look_and_count(self):
         looks.append(look(self))
@@ -237,7 +237,7 @@ def test_paused_workers_finish_their_tasks_however_long_that_takes(two, tmp_path
         goes_on.touch()
 
     two.run(count_solves, WaitFor(4, waits, goes_on))
-    monkeypatch.setattr(cluster.Cluster, "_goes_on", look_and_count)
+    monkeypatch.setattr(cluster.Cluster, "_makes_progress", look_and_count)
     with when(waits.exists, pause_both):
         found = fit_on(two, implicit(iterations=ITERATIONS))
     assert all(looks)
@@ -299,8 +299,8 @@ def test_tasks_that_someone_else_cancels_are_told_of(two, tmp_path):
 
 
 def test_without_workers_and_without_hope(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.2)
 
     def scale_down(iteration, *_):
         if iteration == 1:
@@ -320,8 +320,8 @@ def test_without_workers_and_without_hope(tmp_path, monkeypatch):
 
 def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatch):
     """As Ctrl-C does in the terminal that a LocalCluster was started in."""
-    monkeypatch.setattr(engine, "_PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(engine, "_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.2)
     file, waits, sent = tmp_path / "s.npz", tmp_path / "waits", []
 
     def interrupt():
@@ -337,7 +337,7 @@ def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatc
             pytest.raises(ClusterError, match=r"the cluster has no workers .*checkpoint=FILE"),
         ):
             fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
-        assert time.monotonic() - sent[0] < cluster._PATIENCE_SECONDS / 2
+        assert time.monotonic() - sent[0] < cluster._TIMEOUT_SECONDS / 2
     assert_goes_on(file)
 
 
@@ -408,7 +408,7 @@ def test_whether_there_is_hope(there, paused, busy, executing, goes_on):
         processing=lambda: {each: ["solve"] if each in busy else [] for each in there},
         call_stack=lambda: {each: {"solve": ()} for each in executing},
     )
-    assert cluster.Cluster(client)._goes_on() is goes_on
+    assert cluster.Cluster(client)._makes_progress() is goes_on
 
 
 def test_a_worker_lost_while_it_is_asked_is_no_lost_cluster():
@@ -424,4 +424,4 @@ def test_a_worker_lost_while_it_is_asked_is_no_lost_cluster():
         processing=lambda: {"a": ["solve"]},
         call_stack=call_stack,
     )
-    assert cluster.Cluster(client)._goes_on()
+    assert cluster.Cluster(client)._makes_progress()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from checkpoint.common import assert_same
-from test_streaming import IMPLICIT
+from test_streaming import IMPLICIT, STEEP, steep_data, steep_fit
 
 from cluster.common import (
     DATA,
@@ -76,8 +76,13 @@ def test_as_in_one_process_in_float32(client, case):
     found, expected = fit_on(client, make(**options)), fit(make(**options))
     assert found.user_factors.dtype == np.float32
     assert_like(found, expected, 1e-6)
-    if make is explicit:  # there are no Grams, whose sums round in other places
-        assert difference(found, expected) == 0
+    assert difference(found, expected) == 0
+
+
+@pytest.mark.parametrize("ridges", STEEP)
+def test_workers_change_no_bit_where_ridges_differ_by_row(client, ridges):
+    found = steep_fit(DaskInteractions(client, steep_data()), ridges)
+    assert difference(found, steep_fit(steep_data(), ridges)) == 0
 
 
 @pytest.mark.parametrize("case", ["implicit cg", "explicit bias"])

@@ -31,7 +31,7 @@ from cluster.common import (
     count_solves,
     difference,
     explicit,
-    fetched_pieces,
+    fetched_blocks,
     fit,
     fit_on,
     forget_fetched,
@@ -43,7 +43,7 @@ from cluster.common import (
     wait_until,
 )
 from gpu_als import StopTraining
-from gpu_als.dask import DaskInteractions, cluster, engine, nccl, side
+from gpu_als.dask import DaskInteractions, cluster, engine, nccl
 from gpu_als.dask.cluster import ExchangeError
 from gpu_als.errors import ClusterWarning
 
@@ -113,7 +113,7 @@ def test_the_same_to_the_bit_and_nothing_goes_through_hosts(gpus):
         assert found.report_.user_rows == expected.report_.user_rows
         # When they connect, and in each half-sweep, every member takes part in a broadcast of each.
         assert sum(exchanged(gpus).values()) - before == 7 * n_workers**2, name
-        assert not any(gpus.run(fetched_pieces).values())
+        assert not any(gpus.run(fetched_blocks).values())
 
 
 def test_states_outlast_half_sweeps(gpus, tmp_path):
@@ -197,11 +197,11 @@ def test_a_member_lost_while_factors_are_fetched(gpus, monkeypatch):
     fetch, killed = cluster.Cluster._fetch, []
 
     def kill_first(self, futures, needed):
-        if futures[0].key.startswith("rows_of_piece") and not killed:
+        if futures[0].key.startswith("host_rows") and not killed:
             killed.append(kill_one(gpus))
         return fetch(self, futures, needed)
 
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.2)
     monkeypatch.setattr(cluster.Cluster, "_fetch", kill_first)
     with pytest.warns(ClusterWarning, match="a worker was lost"):
         found = fit_on(gpus, implicit(use_gpu=None))
@@ -211,7 +211,7 @@ def test_a_member_lost_while_factors_are_fetched(gpus, monkeypatch):
 
 def test_a_member_that_is_paused_is_done_without(gpus, monkeypatch):
     expected = by_dask(gpus, implicit(use_gpu=None, iterations=4))
-    monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.2)
 
     def fill(iteration, *_):
         if iteration == 1:
@@ -225,7 +225,7 @@ def test_a_member_that_is_paused_is_done_without(gpus, monkeypatch):
 
 def test_an_interrupt_on_the_way_back_leaves_the_factors_from_which_it_goes(gpus, monkeypatch):
     """Those that the client got last: here, the first ones."""
-    solve, solved = side.DaskSide.solve, []
+    solve, solved = engine.DaskSide.solve, []
 
     def interrupted(self, fixed):
         solved.append(self.group)
@@ -235,7 +235,7 @@ def test_an_interrupt_on_the_way_back_leaves_the_factors_from_which_it_goes(gpus
             raise KeyboardInterrupt
         return solve(self, fixed)
 
-    monkeypatch.setattr(side.DaskSide, "solve", interrupted)
+    monkeypatch.setattr(engine.DaskSide, "solve", interrupted)
     model = implicit(use_gpu=None)
     with pytest.raises(KeyboardInterrupt), pytest.warns(ClusterWarning, match="as if"):
         fit_on(gpus, model)
@@ -268,7 +268,7 @@ def test_rows_are_there_before_workers_wait_for_each_other(gpus, tmp_path, monke
         loads.touch()
         return form(*args)
 
-    gpus.run(stand_in.make_parts_when, str(loads), workers=one_of(gpus))
+    gpus.run(stand_in.make_sides_when, str(loads), workers=one_of(gpus))
     monkeypatch.setattr(cluster.Cluster, "collect", collect_and_load)
     monkeypatch.setattr(nccl.Group, "form", form_and_look)
     fit_on(gpus, implicit(use_gpu=None))
@@ -313,7 +313,7 @@ def test_an_error_that_nccl_sees_in_an_exchange(gpus):
 def test_an_exchange_that_never_ends(gpus, monkeypatch):
     """As behind a firewall: one member waits for what the other does not send."""
     expected = by_dask(gpus, implicit(use_gpu=None))
-    gpus.run(lambda: setattr(nccl, "_PATIENCE_SECONDS", 0.5))
+    gpus.run(lambda: setattr(nccl, "_TIMEOUT_SECONDS", 0.5))
     gpus.run(stand_in.keep_silent, workers=one_of(gpus))
     with pytest.warns(ClusterWarning, match=r"not done after 0\.5 seconds"):
         found = fit_on(gpus, implicit(use_gpu=None))

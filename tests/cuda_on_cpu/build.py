@@ -220,9 +220,13 @@ class Kernel:
         allowed first.
     order : str
         The order in which threads run: "forward", "reverse" or "shuffle:SEED".
+    preferred_shared_memory_carveout : int
+        Percent of a multiprocessor's memory; of no effect here.
     counts : Counts or None
         What the last launch did to memory, if the kernel counts.
     """
+
+    preferred_shared_memory_carveout = -1
 
     def __init__(self, name: str, library: Path, *, count: bool = False) -> None:
         self.name = name

@@ -14,6 +14,9 @@ __forceinline__ Vector* aligned(const T* p, Place place) {
 
 }  // namespace cuda_on_cpu
 
+inline int read_thread_number() { return threadIdx.x; }
+inline unsigned read_block_number() { return blockIdx.x; }
+
 #ifdef GPU_ALS_COUNT
 #include "counting.h"
 #else

@@ -105,14 +105,14 @@ def test_tol_stops_a_fit_whose_loss_can_fall_no_further(tol):
 @pytest.mark.parametrize("worst", range(4))
 def test_the_reported_residual_is_the_largest_of_all_half_sweeps(worst, monkeypatch):
     """Of either side, and of the first iteration as of the last."""
-    solve, numbers = engine.solve_parts, iter(range(4))
+    solve, numbers = engine.Side.half_sweep, iter(range(4))
 
     def solve_with_a_residual(*args, **options):
         stats = solve(*args, **options)
         stats.residual = 0.25 if next(numbers) == worst else 0.125
         return stats
 
-    monkeypatch.setattr(engine, "solve_parts", solve_with_a_residual)
+    monkeypatch.setattr(engine.Side, "half_sweep", solve_with_a_residual)
     assert fit(iterations=2).report_.max_residual == 0.25
 
 

@@ -84,7 +84,12 @@ class DeviceLimits:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: rows ``start`` to ``stop`` of the order, by one specialisation of one kernel."""
+    """One launch: rows ``start`` to ``stop`` of the order, by one specialisation of one kernel.
+
+    The rows come shortest first; blocks begin with the last, and so the longest, of them.
+    ``functions`` are those of split rows, with the bytes of shared memory that a block of each
+    uses, at most ``shared_bytes``.
+    """
 
     kernel: str
     macros: tuple[tuple[str, int], ...]
@@ -93,6 +98,7 @@ class Launch:
     rows_per_block: int = 1
     chunk: int | None = None
     segment: int | None = None
+    functions: tuple[tuple[str, int], ...] = ()
     start: int = 0
     stop: int = 0
 
@@ -226,7 +232,17 @@ def _ladder(
         return
     yield shortest_primal - 1, None  # where the dual ladder ended early
     yield 2 * segment, primal
-    yield _ANY_LENGTH, replace(primal, kernel="split", segment=segment)
+    functions = _split_functions(n_factors, solver.kernel, tensor_cores and limits.has_tensor_cores)
+    yield (
+        _ANY_LENGTH,
+        replace(
+            primal,
+            kernel="split",
+            segment=segment,
+            shared_bytes=max(shared_bytes for _, shared_bytes in functions),
+            functions=functions,
+        ),
+    )
 
 
 _ANY_LENGTH = 1 << 62
@@ -297,7 +313,10 @@ def _primal(
     assert solver.kernel is not None
     size = round_up(n_factors, 32)
     tensor_cores = tensor_cores and limits.has_tensor_cores
-    shared_bytes = 4 * primal_floats(size, solver.kernel, tensor_cores=tensor_cores)
+    room = _primal_floats(size, solver.kernel, tensor_cores)
+    shared_bytes = 4 * (
+        room["vectors"] + max(room["stages"], room["panels"]) + max(room["solver"], room["sums"])
+    )
     if size > 256 or shared_bytes > limits.shared_per_block:
         return None
     edge = 8 if size <= 64 else 16
@@ -355,13 +374,31 @@ def dual_block_floats(entries: int, edge: int, n_factors: int, chunk: int) -> in
     return vectors + panel_floats(size) + warps * chunk + entries * _padded(chunk)
 
 
-def primal_floats(size: int, kernel: str, *, tensor_cores: bool = False) -> int:
-    """Return the floats of shared memory that a block of primal.cu or split.cu uses."""
+def _primal_floats(size: int, kernel: str, tensor_cores: bool) -> dict[str, int]:
+    """Return the floats of shared memory that a block of primal.cu or split.cu uses, for what."""
     threads = 64 if size <= 64 else 256
-    vectors = 4 * size + _EXCHANGE * threads // 32
     tile_rows = 8 if size > 128 or tensor_cores else 16
-    stages = 4 * threads + 2 * tile_rows * (size + 8)
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
-    sums = threads // lanes * size
-    extra = {"cholesky": 0, "cg": size, "nnls": panel_floats(size)}[kernel]
-    return vectors + max(stages, panel_floats(size)) + max(sums, extra)
+    panels = panel_floats(size)
+    return {
+        "vectors": 4 * size + _EXCHANGE * threads // 32,
+        "stages": 4 * threads + 2 * tile_rows * (size + 8),
+        "panels": panels,
+        "solver": {"cholesky": 0, "cg": size, "nnls": panels}[kernel],
+        "sums": threads // lanes * size,
+    }
+
+
+def _split_functions(
+    n_factors: int, kernel: str, tensor_cores: bool
+) -> tuple[tuple[str, int], ...]:
+    """Return the functions of split.cu, and the shared memory of a block of each."""
+    size = round_up(n_factors, 32)
+    room = _primal_floats(size, kernel, tensor_cores)
+    used = {
+        "split_gram": room["stages"],
+        "split_solve": room["panels"] + room["solver"],
+        "split_check": room["sums"],
+        "split_finish": room["panels"] + size,
+    }
+    return tuple((name, 4 * (room["vectors"] + floats)) for name, floats in used.items())

@@ -96,7 +96,10 @@ class Kernels:
         """
         key = file, macros, function
         if key not in self._functions:
-            self._functions[key] = self._module(file, macros).get_function(function)
+            kernel = self._module(file, macros).get_function(function)
+            # Blocks of kernels that split a multiprocessor's memory differently never share it.
+            kernel.preferred_shared_memory_carveout = 100
+            self._functions[key] = kernel
         return self._functions[key]
 
     @contextmanager

@@ -278,27 +278,29 @@ class RowKernels:
         arguments = [sweep.record, rows, np.int64(len(rows))]
         if launch.chunk is not None:
             arguments.append(np.int32(launch.chunk))
-        self._kernel(launch, launch.kernel)(
+        self._kernel(launch, launch.kernel, launch.shared_bytes)(
             (launch.grid,), (launch.block,), tuple(arguments), shared_mem=launch.shared_bytes
         )
 
     def _launch_split(self, launch: Launch, sweep: DescribedSweep, rows: Array) -> None:
         macros = dict(launch.macros)
         size = 2 * macros["EDGE"] * macros["UNITS"]
-        names = ("split_gram", "split_solve", "split_check", "split_finish")
-        gram, solve, check, finish = (self._kernel(launch, name) for name in names)
-        block, record, shared = (launch.block,), sweep.record, launch.shared_bytes
+        gram, solve, check, finish = (
+            partial(self._kernel(launch, *function), shared_mem=function[1])
+            for function in launch.functions
+        )
+        block, record = (launch.block,), sweep.record
         for tile in self._tiles(launch, sweep.problem, size):
             own, bounds, segments = rows[tile.start : tile.stop], tile.bounds, tile.segments
             shares = self.xp.empty((len(segments), panel_floats(size)), np.float32)
             checks = self.xp.empty((len(segments), size + 1), np.float32)
             solutions = self.xp.empty((len(own), 2 * size + 1), np.float32)
             many, few = (len(segments),), (len(own),)
-            gram(many, block, (record, own, segments, shares), shared_mem=shared)
-            solve(few, block, (record, own, bounds, shares, solutions), shared_mem=shared)
-            check(many, block, (record, own, segments, solutions, checks), shared_mem=shared)
+            gram(many, block, (record, own, segments, shares))
+            solve(few, block, (record, own, bounds, shares, solutions))
+            check(many, block, (record, own, segments, solutions, checks))
             results = shares, solutions, checks
-            finish(few, block, (record, own, bounds, *results), shared_mem=shared)
+            finish(few, block, (record, own, bounds, *results))
 
     def _tiles(self, launch: Launch, problem: LoadedProblem, size: int) -> list[SplitTiles]:
         key = launch.start, launch.stop, size
@@ -315,10 +317,10 @@ class RowKernels:
         kept: list[SplitTiles] = problem.kept[key]
         return kept
 
-    def _kernel(self, launch: Launch, function: str) -> Any:
+    def _kernel(self, launch: Launch, function: str, shared_bytes: int) -> Any:
         kernel = self.kernels.get(launch.kernel, launch.macros, function)
-        if kernel.max_dynamic_shared_size_bytes < launch.shared_bytes:
-            kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+        if kernel.max_dynamic_shared_size_bytes < shared_bytes:
+            kernel.max_dynamic_shared_size_bytes = shared_bytes
         return kernel
 
     def _rest(self, problem: LoadedProblem, left: np.ndarray, k: int) -> LoadedProblem:

@@ -22,7 +22,7 @@ struct Checker {
     static __device__ __forceinline__ float run(const HalfSweep& problem, const Row& row,
                                                 int64 first, int count, Shared<float> z,
                                                 Shared<float> sums, Shared<float> scratch) {
-        const int member = threadIdx.x % kGroup, group = threadIdx.x / kGroup;
+        const int thread = read_thread_number(), member = thread % kGroup, group = thread / kGroup;
         float4 own[kOwn], sum[kOwn];
 #pragma unroll
         for (int o = 0; o < kOwn; ++o) {
@@ -36,7 +36,8 @@ struct Checker {
             float4 w[kAhead][kOwn];
 #pragma unroll
             for (int a = 0; a < kAhead; ++a)
-                if (base + a * kGroups < count) entry[a] = Entry(problem, first + base + a * kGroups);
+                // The last one over again beyond the end: a branch would let each load wait for the other.
+                entry[a] = Entry(problem, first + min(base + a * kGroups, count - 1));
 #pragma unroll
             for (int a = 0; a < kAhead; ++a)
 #pragma unroll

@@ -198,7 +198,7 @@ __device__ __forceinline__ int condition_of(float diagonal, float root, int size
 template <int THREADS>
 __device__ int factor(SharedPanels matrix, int active, Shared<float> diagonal,
                         Shared<float> scratch) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int thread = read_thread_number(), lane = thread % 32, warp = thread / 32;
 #pragma unroll 1  // one copy of the code: it is long
     for (int p = 0; p < matrix.size / kPanel; ++p) {
         if (p > 0) {
@@ -222,7 +222,7 @@ __device__ int factor(SharedPanels matrix, int active, Shared<float> diagonal,
         }
         __syncthreads();
     }
-    const int r = threadIdx.x;
+    const int r = read_thread_number();
     int condition = kGood;
     if (r < matrix.size) condition = condition_of(diagonal[r], *matrix.element(r, r), matrix.size);
     if (__syncthreads_or(condition == kSingular)) return kSingular;
@@ -231,7 +231,8 @@ __device__ int factor(SharedPanels matrix, int active, Shared<float> diagonal,
 
 // Reads the right-hand side that `factor` left into y, shape (size,).
 __device__ __forceinline__ void take_right_hand_side(SharedPanels matrix, Shared<float> y) {
-    if (threadIdx.x < matrix.size) y[threadIdx.x] = *matrix.element(matrix.size, threadIdx.x);
+    const int c = read_thread_number();
+    if (c < matrix.size) y[c] = *matrix.element(matrix.size, c);
     __syncthreads();
 }
 
@@ -263,7 +264,7 @@ __device__ void solve_forward(SharedPanels matrix, Shared<float> y) {
 // y becomes L^-T y, shape (size,). `scratch` has room for 32 floats for each warp.
 template <int THREADS>
 __device__ void solve_back(SharedPanels matrix, Shared<float> y, Shared<float> scratch) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int thread = read_thread_number(), lane = thread % 32, warp = thread / 32;
 #pragma unroll 1
     for (int p = matrix.size / kPanel - 1; p >= 0; --p) {
         const int first = kPanel * p;

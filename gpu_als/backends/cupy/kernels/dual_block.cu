@@ -85,7 +85,7 @@ __device__ __forceinline__ float over_warps(const Chunk& chunk, int c, Shared<fl
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width) {
+dual_block(HalfSweep problem, const int64* rows, int64 n_rows, int chunk_width) {
     SHARED_MEMORY(shared);
     const int stride = problem.stride;
     Shared<float> u = shared;
@@ -105,7 +105,7 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
 
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     const int tx = lane % 8 + warp % (EDGE / 8) * 8, ty = lane / 8 + warp / (EDGE / 8) * 4;
-    Row row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
+    Row row(problem, row_number(rows, n_rows, blockIdx.x), scale);
     row.fill_scale(problem, stride, tid, THREADS);
     int n = int(row.count);
     for (int i = tid; i < SIZE; i += THREADS) {
@@ -184,7 +184,7 @@ dual_block(HalfSweep problem, const int64* rows_, int64 n_rows, int chunk_width)
 #pragma unroll 1
     for (Shared<float> weights = u;; weights = error) {
         // Loaded again: while systems are solved there is no register to spare for them.
-        row = Row(problem, Global<const int64>(rows_)[blockIdx.x], scale);
+        row = Row(problem, row_number(rows, n_rows, blockIdx.x), scale);
         n = int(row.count);
         add_combination(weights);
         if (weights == error || condition != kIll) break;

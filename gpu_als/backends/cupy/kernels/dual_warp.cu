@@ -23,11 +23,11 @@ constexpr int LD = N + 4;
 constexpr int kAhead = 4;  // rows of W that a lane has on their way
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
+dual_warp(HalfSweep problem, const int64* rows, int64 n_rows) {
     SHARED_MEMORY(shared);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int64 place = int64(blockIdx.x) * WARPS + warp;
-    if (place >= n_rows) return;  // a whole warp; there is no barrier of the block here
+    const int64 turn = int64(blockIdx.x) * WARPS + warp;
+    if (turn >= n_rows) return;  // a whole warp; there is no barrier of the block here
     const int stride = problem.stride, quads = stride / 4;
     const int ld = stride % 8 == 4 ? stride : stride + 4;  // 4 mod 8
     Shared<float> places = shared + warp * (kExchange + N + N * ld + 2 * stride + N * LD);
@@ -37,7 +37,7 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     Shared<float> s = z + stride;
     Shared<float> scale = s + N * LD;
 
-    Row row(problem, Global<const int64>(rows_)[place], scale);
+    Row row(problem, row_number(rows, n_rows, turn), scale);
     row.fill_scale(problem, stride, lane, 32);
     const int n = int(row.count);
     Entry entry;
@@ -134,9 +134,9 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
     // where refinement pays.
     float q = 0.f;
 #pragma unroll 1
-    for (int turn = 0;; ++turn) {
+    for (bool again = false;; again = true) {
         for (int c = 4 * lane; c < stride; c += 128) {
-            float4 sum = turn > 0 || problem.b0 != nullptr ? load4(z + c) : zero4();
+            float4 sum = again || problem.b0 != nullptr ? load4(z + c) : zero4();
 #pragma unroll 4
             for (int i = 0; i < n; ++i) sum = add_scaled(sum, y[i], load4(w + i * ld + c));
             store4(z + c, sum);
@@ -146,7 +146,7 @@ dual_warp(HalfSweep problem, const int64* rows_, int64 n_rows) {
         if (lane < n)
             for (int c = 0; c < stride; c += 4)
                 q = add_dot(q, load4(w + lane * ld + c), load4(z + c));
-        if (turn > 0 || !refine) break;
+        if (again || !refine) break;
         const float left = lane < n ? entry.tau - row.shift * y[own] - q : 0.f;
         __syncwarp();
         if (lane < N) y[lane] = left;

@@ -32,31 +32,34 @@ struct GramShape {
     static constexpr int kStageFloats = kTileRows * kStageStride;
 };
 
-// One tile of scaled entries on its way from `fixed` to shared memory.
+// One tile of entries on its way from `fixed` to shared memory. It is scaled when it arrives, not
+// when it leaves: a product would wait for its load, and everything behind it too.
 template <class Shape>
 struct Tile {
     static constexpr int kQuads = Shape::kSize / 4;
     static constexpr int kSteps = (Shape::kTileRows * kQuads + Shape::kThreads - 1) / Shape::kThreads;
     float4 held[kSteps];
 
-    // `index` and `size` are those of the tile's entries, `count` of which exist.
-    __device__ __forceinline__ void load(const HalfSweep& problem, const Row& row,
-                                         Shared<int> index, Shared<float> size, int count) {
+    // `index` is that of the tile's entries, `count` of which exist.
+    __device__ __forceinline__ void load(const HalfSweep& problem, Shared<int> index, int count) {
         count = min(count, Shape::kTileRows);
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             const int e = threadIdx.x + step * Shape::kThreads, i = e / kQuads, c = 4 * (e % kQuads);
             held[step] = i < count && c < problem.stride
-                             ? load_scaled(problem, row, index[i], size[i], c)
+                             ? load_factors(problem, index[i], c)
                              : zero4();
         }
     }
 
-    __device__ __forceinline__ void store(Shared<float> stage) const {
+    // `size` is that of the tile's entries.
+    __device__ __forceinline__ void store(const Row& row, Shared<float> size,
+                                          Shared<float> stage) const {
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             const int e = threadIdx.x + step * Shape::kThreads, i = e / kQuads, c = 4 * (e % kQuads);
-            if (i < Shape::kTileRows) store4(stage + i * Shape::kStageStride + c, held[step]);
+            if (i < Shape::kTileRows)
+                store4(stage + i * Shape::kStageStride + c, scaled(row, held[step], size[i], c));
         }
     }
 };
@@ -73,7 +76,7 @@ struct FloatGram {
 
     __device__ __forceinline__ void add(Shared<float> stage, Shared<float> sign) {
         const int tx = threadIdx.x % Edge, ty = threadIdx.x / Edge;
-#pragma unroll 1
+#pragma unroll 4
         for (int i = 0; i < Shape::kTileRows; ++i) {
             Shared<float> row = stage + i * Shape::kStageStride;
             float2 left[Units];
@@ -156,12 +159,13 @@ struct TensorGram {
     // Tile number -> its place (r >= c) in the triangle.
     static __device__ __forceinline__ void place(int tile, int& r, int& c) {
         r = 0;
-        while ((r + 1) * (r + 2) / 2 <= tile) ++r;
+#pragma unroll
+        for (int i = 1; i < kEdge; ++i) r += tile >= i * (i + 1) / 2;
         c = tile - r * (r + 1) / 2;
     }
 
     __device__ __forceinline__ void add(Shared<float> stage, Shared<float> sign) {
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int thread = read_thread_number(), lane = thread % 32, warp = thread / 32;
         const int g = lane / 4, t = lane % 4;
         Shared<float> near = stage + t * Shape::kStageStride + g;
         Shared<float> far = near + 4 * Shape::kStageStride;
@@ -253,22 +257,22 @@ __device__ __forceinline__ void accumulate(const HalfSweep& problem, const Row& 
     Shared<float> tau = sign + kStrip;
     Shared<int> index = shared_as<int>(tau + kStrip);
     Shared<float> stages = tau + 2 * kStrip;
-    for (int strip = 0; strip < count; strip += kStrip) {
-        const int here = min(kStrip, count - strip);
+    for (int left = count; left > 0; left -= kStrip, first += kStrip) {
+        const int here = min(kStrip, left);
         Entry entry;
-        if (tid < here) entry = Entry(problem, first + strip + tid);
+        if (tid < here) entry = Entry(problem, first + tid);
         index[tid] = entry.index, size[tid] = entry.size, sign[tid] = entry.sign, tau[tid] = entry.tau;
         __syncthreads();
         Tile<Shape> tile;
-        tile.load(problem, row, index, size, here);
+        tile.load(problem, index, here);
         int turn = 0;
         for (int done = 0; done < here; done += kRows, turn ^= 1) {
             // Two places take turns, so one barrier a tile will do.
             Shared<float> stage = stages + turn * Shape::kStageFloats;
-            tile.store(stage);
+            tile.store(row, size + done, stage);
             __syncthreads();
             const int next = done + kRows;
-            if (next < here) tile.load(problem, row, index + next, size + next, here - next);
+            if (next < here) tile.load(problem, index + next, here - next);
             gram.add(stage, sign + done);
             if (tid < Shape::kSize) {
 #pragma unroll 4

@@ -69,6 +69,12 @@ __device__ __forceinline__ float4 zero4() {
     return make_float4(0.f, 0.f, 0.f, 0.f);
 }
 
+// The row that falls to block (or warp) `turn` of a launch. Rows come shortest first, and blocks begin
+// in order: the longest rows have to, for none of them to begin when all others are done.
+__device__ __forceinline__ int64 row_number(Global<const int64> rows, int64 n_rows, int64 turn) {
+    return rows[n_rows - 1 - turn];
+}
+
 // One row's share of the half-sweep: everything but its entries.
 struct Row {
     int64 number;
@@ -150,11 +156,6 @@ __device__ __forceinline__ float4 load_factors(const HalfSweep& problem, int ind
 __device__ __forceinline__ float4 scaled(const Row& row, float4 factors, float size, int c) {
     const float4 w = factors * size;
     return row.scaled ? w * load4(row.scale + c) : w;
-}
-
-__device__ __forceinline__ float4 load_scaled(const HalfSweep& problem, const Row& row, int index,
-                                              float size, int c) {
-    return scaled(row, load_factors(problem, index, c), size, c);
 }
 
 // How many lanes share a row of `quads` 16-byte pieces: a power of two, at most a warp.

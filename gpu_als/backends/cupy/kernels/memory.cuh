@@ -28,6 +28,20 @@ __device__ __forceinline__ float2 load2(const float* p) {
     return *reinterpret_cast<const float2*>(p);
 }
 
+// threadIdx.x and blockIdx.x, of which the compiler cannot know that it has them already. So it works
+// out anew what follows from them, and spends no register on it in between.
+__device__ __forceinline__ int read_thread_number() {
+    int number;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+    __builtin_assume(number >= 0);
+    return number;
+}
+__device__ __forceinline__ unsigned read_block_number() {
+    unsigned number;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+    return number;
+}
+
 // The same shared memory as another type.
 template <class T>
 __device__ __forceinline__ T* shared_as(float* p) {

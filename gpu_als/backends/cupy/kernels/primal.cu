@@ -29,13 +29,15 @@ constexpr int kSharedFloats = Vectors<THREADS, SIZE>::kFloats + AREA +
                               larger(SystemSolver<THREADS, SIZE>::kFloats, Check::kFloats);
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
+primal(HalfSweep problem, const int64* rows, int64 n_rows) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
     Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
     const SharedPanels lhs = {area, SIZE};
-    const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
+    // A row is loaded again for each step: while systems are solved there is no register to spare.
+    const auto number = [&] { return row_number(rows, n_rows, read_block_number()); };
     {
+        const Row row = row_of(problem, number(), v);
         Gram<EDGE, UNITS> gram;
         float rhs = 0.f;
         accumulate<Shape>(problem, row, row.first, int(row.count), gram, rhs, area);
@@ -43,11 +45,14 @@ primal(HalfSweep problem, const int64* rows_, int64 n_rows) {
         if (threadIdx.x < SIZE) *lhs.element(SIZE, threadIdx.x) = rhs;
     }
     __syncthreads();
-    finish_system(problem, row, lhs, v);
     Shared<float> rest = area + AREA;  // the solver's, then the check's
-    const int condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, rest);
-    // Loaded again: while systems are solved there is no register to spare for it.
-    const Row solved(problem, Global<const int64>(rows_)[blockIdx.x], v.scale);
-    const float loss = Check::run(problem, solved, solved.first, int(solved.count), v.z, rest, v.scratch);
-    write_row(problem, solved, condition, loss, rest, lhs, v);
+    int condition;
+    {
+        const Row row(problem, number(), v.scale);
+        finish_system(problem, row, lhs, v);
+        condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, rest);
+    }
+    const Row row(problem, number(), v.scale);
+    const float loss = Check::run(problem, row, row.first, int(row.count), v.z, rest, v.scratch);
+    write_row(problem, row, condition, loss, rest, lhs, v);
 }

@@ -11,7 +11,8 @@
 // factored panels. `checks` holds CHECK floats for each segment, the check's sums and the loss;
 // `solutions` 2 SIZE + 1 for each row: z, rhs and how its matrix looks.
 //
-// Macros and shared memory: as in primal.cu.
+// Macros: as in primal.cu. Shared memory, of each function its own (launch.py): the vectors, then the
+// stages; the panels and what the solver needs besides; the check's sums; or the panels and one sum.
 #include "check.cuh"
 #include "gram.cuh"
 #include "solve.cuh"
@@ -24,12 +25,11 @@ constexpr int CHECK = SIZE + 1;
 constexpr int SOLUTION = 2 * SIZE + 1;
 using Check = Checker<THREADS, SIZE>;
 
-__host__ __device__ constexpr int larger(int a, int b) {
-    return a > b ? a : b;
-}
-constexpr int AREA = larger(accumulate_floats<Shape>(), SHARE);
-constexpr int kSharedFloats = Vectors<THREADS, SIZE>::kFloats + AREA +
-                              larger(SystemSolver<THREADS, SIZE>::kFloats, Check::kFloats);
+constexpr int kVectors = Vectors<THREADS, SIZE>::kFloats;
+constexpr int kGramFloats = kVectors + accumulate_floats<Shape>();
+constexpr int kSolveFloats = kVectors + SHARE + SystemSolver<THREADS, SIZE>::kFloats;
+constexpr int kCheckFloats = kVectors + Check::kFloats;
+constexpr int kFinishFloats = kVectors + SHARE + SIZE;
 
 struct Segment {
     int64 row;  // place in `rows`
@@ -47,7 +47,7 @@ split_gram(HalfSweep problem, const int64* rows_, const Segment* segments_, floa
     Gram<EDGE, UNITS> gram;
     float rhs = 0.f;
     accumulate<Shape>(problem, row, segment.first, int(segment.count), gram, rhs,
-                      shared + Vectors<THREADS, SIZE>::kFloats);
+                      shared + kVectors);
     gram.store(share);
     if (threadIdx.x < SIZE) *share.element(SIZE, threadIdx.x) = rhs;
 }
@@ -57,7 +57,7 @@ split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, float* 
             float* solutions_) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
-    Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
+    Shared<float> area = shared + kVectors;
     const SharedPanels lhs = {area, SIZE};
     Global<const int64> bounds = bounds_;
     Global<float> shares = shares_;
@@ -70,7 +70,7 @@ split_solve(HalfSweep problem, const int64* rows_, const int64* bounds_, float* 
     }
     __syncthreads();
     finish_system(problem, row, lhs, v);
-    const int condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + AREA);
+    const int condition = SystemSolver<THREADS, SIZE>::solve(problem, row, lhs, v, area + SHARE);
     for (int e = threadIdx.x; e < SHARE; e += THREADS) shares[first * SHARE + e] = area[e];
     Global<float> solution = Global<float>(solutions_) + int64(blockIdx.x) * SOLUTION;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
@@ -85,7 +85,7 @@ split_check(HalfSweep problem, const int64* rows_, const Segment* segments_,
             const float* solutions_, float* checks_) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
-    Shared<float> sums = shared + Vectors<THREADS, SIZE>::kFloats;
+    Shared<float> sums = shared + kVectors;
     const Segment segment = segments_[blockIdx.x];
     const Row row = row_of(problem, Global<const int64>(rows_)[segment.row], v);
     Global<const float> solution = Global<const float>(solutions_) + segment.row * SOLUTION;
@@ -102,8 +102,8 @@ split_finish(HalfSweep problem, const int64* rows_, const int64* bounds_, const 
              const float* solutions_, const float* checks_) {
     SHARED_MEMORY(shared);
     const Vectors<THREADS, SIZE> v(shared);
-    Shared<float> area = shared + Vectors<THREADS, SIZE>::kFloats;
-    Shared<float> sums = area + AREA;
+    Shared<float> area = shared + kVectors;
+    Shared<float> sums = area + SHARE;
     Global<const int64> bounds = bounds_;
     Global<const float> shares = shares_, checks = checks_;
     const Row row = row_of(problem, Global<const int64>(rows_)[blockIdx.x], v);
