@@ -28,8 +28,12 @@ class Backend(Ops, Protocol):
     stores_half: bool
     """The fixed side is gathered as float16."""
 
-    def session(self) -> AbstractContextManager[Any]:
-        """Return a context in which work on the device is done."""
+    def session(self, *, threads: bool = True) -> AbstractContextManager[Any]:
+        """Return a context in which work on the device is done.
+
+        ``threads`` is False where no :meth:`map` will run in it, so that a library may have all
+        threads for a product.
+        """
         ...
 
     def available_memory(self) -> tuple[int, int] | None:

@@ -312,7 +312,7 @@ class Estimator(HasParameters):
         """
         fitted, backend = self._fitted.checked(), self._get_backend()
         pairs = check_pairs(users, items, len(fitted.users), len(fitted.items))
-        with backend.session():
+        with backend.session(threads=False):
             rows, columns = map(backend.from_host, pairs)
             on_device = fitted.users.on(backend), fitted.items.on(backend)
             bias, mean = fitted.users.bias, fitted.mean
@@ -380,7 +380,7 @@ class Estimator(HasParameters):
         if filter_already_liked_items or recalculate_user:
             why = "filter" if filter_already_liked_items else "recalculate"
             rows = requested_rows(user_items, len(ids), len(fitted.items), why, dtype=self.dtype)
-        with backend.session():
+        with backend.session(threads=len(ids) > 1 or recalculate_user):
             if recalculate_user:
                 assert rows is not None
                 self._check_values(rows, "user_items")
@@ -571,7 +571,7 @@ class Estimator(HasParameters):
         names: tuple[str, str],
     ) -> tuple[Ids, Scores]:
         backend = self._get_backend()
-        with backend.session():
+        with backend.session(threads=len(ids) > 1):
             xp, catalogue = backend.xp, side.unit(backend)
             if solved is None:
                 queries = catalogue[backend.from_host(ids)]

@@ -308,31 +308,21 @@ class Candidates:
         return ranks, counts
 
 
-_WORTH_A_THREAD = 1 << 20
-"""Elements of a catalogue from which threads take one user's product faster than one does."""
-
-
 def scan_one(
-    backend: Backend,
-    user: Array,
-    items: Array,
-    n_best: int,
-    *filtered: np.ndarray | None,
-    alone: bool = False,
+    xp: Any, user: Array, items: Array, n_best: int, *filtered: np.ndarray | None
 ) -> tuple[Array, Array]:
     """Return the best items of one user, filtered items left out.
 
     Parameters
     ----------
-    backend : Backend
+    xp : module
+        Array module.
     user : array, shape (k,)
     items : array, shape (n_items, k)
     n_best : int
         From 1 to n_items.
     *filtered : int array or None
         Numbers of items.
-    alone : bool
-        All threads are free to work for this user.
 
     Returns
     -------
@@ -340,22 +330,12 @@ def scan_one(
         Best first, equal ones by id: ``n_best``, or all that score above the lowest finite number
         where they are fewer.
     """
-    xp, (n_items, k) = backend.xp, items.shape
+    n_items = len(items)
     lowest, above_lowest = _lowest_two(user.dtype)
     n_strips = max(n_best, math.isqrt(n_items * n_best))
     strips = xp.empty((-(-n_items // n_strips), n_strips), user.dtype)
     scores = strips.reshape(-1)
-
-    def multiply(first: int) -> None:
-        last = min(first + height, n_items)
-        xp.matmul(items[first:last], user, out=scores[first:last])
-
-    height = max(1, _WORTH_A_THREAD // k) if alone else n_items
-    if height >= n_items:
-        multiply(0)
-    else:
-        for _ in backend.map(multiply, range(0, n_items, height)):
-            pass
+    xp.matmul(items, user, out=scores[:n_items])
     scores[n_items:] = lowest
     for some in filtered:
         if some is not None:

@@ -58,14 +58,14 @@ def top_k(
         Largest first; ties by lowest id. NaN and minus infinity count as :func:`lowest_score`.
         Filtered items come last, by id, with that score.
     """
-    with backend.session():
+    with backend.session(threads=len(users) > 1):
         fused = backend.top_k(users, items, n_best, liked, filter_items)
         if fused is not None:
             return fused
         everywhere = None if filter_items is None else np.unique(filter_items)
         filters = Filters(liked, everywhere)
         if len(users) == 1:
-            found, values = _rank_one(backend, users[0], items, n_best, filters, 0, alone=True)
+            found, values = _rank_one(backend, users[0], items, n_best, filters, 0)
             return found[None].astype(np.int32), values[None]
         ids = np.empty((len(users), n_best), np.int32)
         scores = np.empty((len(users), n_best), users.dtype)
@@ -103,20 +103,12 @@ def top_k(
 
 
 def _rank_one(
-    backend: Backend,
-    user: Array,
-    items: Array,
-    n_best: int,
-    filters: Filters,
-    row: int,
-    *,
-    alone: bool = False,
+    backend: Backend, user: Array, items: Array, n_best: int, filters: Filters, row: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and scores of one user, shape (n_best,); ``row`` is its row in the filters."""
     with np.errstate(over="ignore", invalid="ignore"):
-        best = scan_one(
-            backend, user, items, n_best, filters.liked_by(row), filters.everywhere, alone=alone
-        )
+        filtered = filters.liked_by(row), filters.everywhere
+        best = scan_one(backend.xp, user, items, n_best, *filtered)
     ids, scores = map(backend.to_host, best)
     if len(ids) == n_best:
         return ids, scores

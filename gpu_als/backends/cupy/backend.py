@@ -114,7 +114,7 @@ class CupyBackend:
         return _made[key]
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self, *, threads: bool = True) -> Iterator[None]:
         """Work on the device that was current when the backend was made.
 
         Raises

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,16 +50,19 @@ class NumpyBackend:
     stores_half = False
 
     def __init__(self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS) -> None:
-        self.num_threads = num_threads or _usable_processors()
+        self._all_threads = _usable_processors()
+        self.num_threads = num_threads or self._all_threads
         self.batch_elements = batch_elements
         self.device = f"CPU, {self.num_threads} thread" + "s" * (self.num_threads > 1)
         self._pool = ThreadPoolExecutor(self.num_threads)
         self._buffers = threading.local()
         self._held: dict[tuple[int, str], int] = {}
 
-    def session(self) -> AbstractContextManager[Any]:
+    def session(self, *, threads: bool = True) -> AbstractContextManager[Any]:
         """Hold BLAS to one thread while batches run in threads of ours."""
-        return single_threaded_blas
+        if threads or self.num_threads < self._all_threads:
+            return single_threaded_blas
+        return nullcontext()
 
     def map(self, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
         """Apply the function in threads; a bounded number of tasks is in flight."""
