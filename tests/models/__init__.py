@@ -1,0 +1,1 @@
+"""What both estimators do with what a fit has found."""
