@@ -20,10 +20,19 @@ from gpu_als.core.solvers import Solver
 from gpu_als.data.csr import as_csr, check_index_array
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import BackendError, InputError
-from gpu_als.models import explain, files, recommend
+from gpu_als.models import files
+from gpu_als.models.explain import UserWeights, check_user_weights, contributions, factor_system
 from gpu_als.models.fitted import Fitted, Side, norms
 from gpu_als.models.fold_in import fold_in
 from gpu_als.models.params import HasParameters, check_integer, requested_rows
+from gpu_als.models.recommend import (
+    Ranked,
+    best_rows,
+    clear_low_scores,
+    own_rows_first,
+    predictions,
+    queries_of,
+)
 from gpu_als.ranking.to_file import recommendation_file
 from gpu_als.ranking.top_k import check_pairs
 from gpu_als.train.engine import Model
@@ -39,9 +48,6 @@ _MOST_ROWS = 2**31 - 1
 """Ids are int32."""
 _ANY_NUMBER = int(np.iinfo(np.int64).max)
 
-Ids = np.ndarray
-Scores = np.ndarray
-
 
 def attribute(side: str, name: str, doc: str) -> Any:
     """Return a property of one side of the fitted value; to set it makes another value."""
@@ -56,6 +62,18 @@ def attribute(side: str, name: str, doc: str) -> Any:
             model._fitted = fitted.replaced(**{side: changed})
 
     return property(get, put, doc=doc)
+
+
+def _derived(side: str, name: str, doc: str) -> Any:
+    """Return a property that follows from one side's factors, worked out once on the device."""
+
+    def get(model: Estimator) -> np.ndarray:
+        found, backend = getattr(model._fitted.checked(), side), model._get_backend()
+        with backend.session():
+            array: np.ndarray = getattr(found, name)(backend)
+            return array
+
+    return property(get, doc=doc)
 
 
 class Estimator(HasParameters):
@@ -76,6 +94,10 @@ class Estimator(HasParameters):
     item_factors = attribute("items", "factors", "Array or GPU matrix, (n_items, factors), or None")
     user_ids = attribute("users", "ids", "Array of shape (n_users,), or None without ids.")
     item_ids = attribute("items", "ids", "Array of shape (n_items,), or None without ids.")
+    user_norms = _derived("users", "norms", "Euclidean norms, (n_users,); 1e-10 for those of zero.")
+    item_norms = _derived("items", "norms", "Euclidean norms, (n_items,); 1e-10 for those of zero.")
+    XtX = _derived("users", "rounded_gram", "``X^T X`` of the user factors, (factors, factors).")
+    YtY = _derived("items", "rounded_gram", "``Y^T Y`` of the item factors, (factors, factors).")
 
     # --- what an estimator adds -------------------------------------------------------------------
 
@@ -124,28 +146,18 @@ class Estimator(HasParameters):
     ) -> Model:
         """Return the factors that a fit starts from: former ones, and drawn ones for new rows."""
         sides = former.users, former.items
-        for which, side in zip(("user", "item"), sides, strict=True):
-            if side.matrix is not None and np.asarray(side.matrix).dtype.kind not in "fiu":
-                raise InputError(
-                    f"{which}_factors must be an array of numbers, not of {side.matrix.dtype}"
-                )
+        before = [None if side.matrix is None else np.asarray(side.matrix) for side in sides]
+        for which, matrix in zip(("user", "item"), before, strict=True):
+            if matrix is not None and matrix.dtype.kind not in "fiu":
+                raise InputError(f"{which}_factors must be an array of numbers, not {matrix.dtype}")
         rows = former_rows(
-            (former.users.factors, former.items.factors),
-            (former.users.ids, former.items.ids),
-            data,
-            self.factors,
-            name=name,
-            remedy=remedy,
-        )
+            (former.users.factors, former.items.factors), (former.users.ids, former.items.ids),
+            data, self.factors, name=name, remedy=remedy,
+        )  # fmt: skip
         rng = check_random_state(self.random_state)
         users, items = (
-            carry_over(
-                None if side.matrix is None else np.asarray(side.matrix),
-                known,
-                size,
-                partial(self._draw, rng, which),
-            )
-            for which, side, known, size in zip(SIDES, sides, rows, data.shape, strict=True)
+            carry_over(matrix, known, size, partial(self._draw, rng, which))
+            for which, matrix, known, size in zip(SIDES, before, rows, data.shape, strict=True)
         )
         return Model(users, items, self.bias)
 
@@ -234,40 +246,7 @@ class Estimator(HasParameters):
         model._fitted = model._placed(fitted)
         return model
 
-    # --- norms, Grams and ids ---------------------------------------------------------------------
-
-    @property
-    def user_norms(self) -> np.ndarray:
-        """Euclidean norm of each user's factors, shape (n_users,); 1e-10 for those of zero."""
-        return self._norms("users")
-
-    @property
-    def item_norms(self) -> np.ndarray:
-        """Euclidean norm of each item's factors, shape (n_items,); 1e-10 for those of zero."""
-        return self._norms("items")
-
-    @property
-    def XtX(self) -> np.ndarray:
-        """``X^T X`` of the user factors, shape (factors, factors)."""
-        return self._gram("users")
-
-    @property
-    def YtY(self) -> np.ndarray:
-        """``Y^T Y`` of the item factors, shape (factors, factors)."""
-        return self._gram("items")
-
-    def _norms(self, name: str) -> np.ndarray:
-        side: Side = getattr(self._fitted.checked(), name)
-        backend = self._get_backend()
-        with backend.session():
-            return side.norms(backend)
-
-    def _gram(self, name: str) -> np.ndarray:
-        side: Side = getattr(self._fitted.checked(), name)
-        backend = self._get_backend()
-        with backend.session():
-            gram = side.gram(backend)
-            return side.derive("Gram, rounded", lambda: gram.astype(side.matrix.dtype))
+    # --- ids ---------------------------------------------------------------------------------
 
     def user_index(self, ids: Any, *, unknown: Literal["raise", "drop"] = "raise") -> np.ndarray:
         """Return the row numbers of users given by id.
@@ -316,9 +295,7 @@ class Estimator(HasParameters):
             rows, columns = map(backend.from_host, pairs)
             on_device = fitted.users.on(backend), fitted.items.on(backend)
             bias, mean = fitted.users.bias, fitted.mean
-            scores = recommend.predictions(
-                backend.xp, *on_device, rows, columns, bias=bias, mean=mean
-            )
+            scores = predictions(backend.xp, *on_device, rows, columns, bias=bias, mean=mean)
             return backend.to_host(scores)
 
     def recommend(
@@ -332,7 +309,7 @@ class Estimator(HasParameters):
         items: Any = None,
         *,
         min_score: float | None = None,
-    ) -> tuple[Ids, Scores]:
+    ) -> Ranked:
         """Return the best items for one user or for many.
 
         Parameters
@@ -387,14 +364,14 @@ class Estimator(HasParameters):
                 users = backend.from_host(self._solve(fitted, "users", rows))
             else:
                 users = fitted.users.on(backend)[backend.from_host(ids)]
-            queries, base = recommend.queries_of(users, bias=fitted.items.bias, mean=fitted.mean)
-            ranked = recommend.best_rows(
+            queries, base = queries_of(users, bias=fitted.items.bias, mean=fitted.mean)
+            ranked = best_rows(
                 backend, queries, fitted.items.on(backend), N, base=base,
                 denied=rows if filter_already_liked_items else None, denied_to_all=filter_items,
                 candidates=items,
             )  # fmt: skip
         if min_score is not None:
-            ranked = recommend.clear_low_scores(ranked, min_score)
+            ranked = clear_low_scores(ranked, min_score)
         return ranked if np.ndim(userid) else (ranked[0][0], ranked[1][0])
 
     def recommend_to_file(
@@ -476,31 +453,11 @@ class Estimator(HasParameters):
 
     def similar_users(
         self, userid: Any, N: int = 10, filter_users: Any = None, users: Any = None
-    ) -> tuple[Ids, Scores]:
+    ) -> Ranked:
         """Return the users most similar to one user, or to each of many.
 
-        Parameters
-        ----------
-        userid : int or array of int, shape (n,)
-        N : int
-            Number of users; cut down to the number of candidates.
-        filter_users : array of int, optional
-            Users to put last, with the lowest finite score.
-        users : array of int, optional
-            The only candidates.
-
-        Returns
-        -------
-        ids : int32 array, shape (N,) for one user, else (n, N)
-            The user itself comes first, with score 1. One whose factors are zero is similar to
-            nobody: all scores are 0.
-        scores : array of the same shape
-            Cosines of the factors without biases, falling; equal ones by rising id.
-
-        Raises
-        ------
-        InputError
-            An argument cannot be used; for numbers out of range it is an IndexError too.
+        As :meth:`similar_items` returns items; ``filter_users`` come last, and ``users`` are the
+        only candidates.
         """
         fitted = self._fitted.checked()
         ids = check_index_array(userid, len(fitted.users), name="userid")
@@ -517,7 +474,7 @@ class Estimator(HasParameters):
         item_users: Any = None,
         filter_items: Any = None,
         items: Any = None,
-    ) -> tuple[Ids, Scores]:
+    ) -> Ranked:
         """Return the items most similar to one item, or to each of many.
 
         Parameters
@@ -569,7 +526,7 @@ class Estimator(HasParameters):
         denied: Any,
         candidates: Any,
         names: tuple[str, str],
-    ) -> tuple[Ids, Scores]:
+    ) -> Ranked:
         backend = self._get_backend()
         with backend.session(threads=len(ids) > 1):
             xp, catalogue = backend.xp, side.unit(backend)
@@ -580,20 +537,20 @@ class Estimator(HasParameters):
                 factors = backend.from_host(solved)
                 queries = factors / norms(xp, factors)[:, None]
                 own = np.full(len(ids), -1)
-            ranked = recommend.best_rows(
+            ranked = best_rows(
                 backend, queries, catalogue, n_best,
                 denied_to_all=denied, candidates=candidates, names=names,
             )  # fmt: skip
-        return recommend.own_rows_first(ranked, own, denied, candidates)
+        return own_rows_first(ranked, own, denied, candidates)
 
     def explain(
         self,
         userid: int,
         user_items: Any,
         itemid: int,
-        user_weights: explain.UserWeights | None = None,
+        user_weights: UserWeights | None = None,
         N: int = 10,
-    ) -> tuple[float, list[tuple[int, float]], explain.UserWeights]:
+    ) -> tuple[float, list[tuple[int, float]], UserWeights]:
         """Say why an item gets its score: the share of each item that the user has rated.
 
         The score is that of exactly solved factors of the user. It is the sum of all shares, and
@@ -638,18 +595,16 @@ class Estimator(HasParameters):
         with backend.session():
             if user_weights is None:
                 solver = self._exact_solver("users", bias=items.bias)
-                weights = explain.factor_system(backend, objective, solver, items, row)
+                weights = factor_system(backend, objective, solver, items, row)
             else:
-                weights = explain.check_user_weights(user_weights, items.matrix.shape[1])
-            score, best = explain.contributions(
-                backend, objective, fitted, row, item, weights, n_best
-            )
+                weights = check_user_weights(user_weights, items.matrix.shape[1])
+            score, best = contributions(backend, objective, fitted, row, item, weights, n_best)
         return score, best, weights
 
     # --- rows solved after training ---------------------------------------------------------------
 
     def recalculate_user(self, userid: Any, user_items: Any) -> np.ndarray:
-        """Return user factors solved from ``user_items``; nothing is stored.
+        """Return user factors solved exactly from ``user_items``; nothing is stored.
 
         Parameters
         ----------
@@ -664,24 +619,13 @@ class Estimator(HasParameters):
         return self._recalculate("users", userid, user_items, "user_items")
 
     def recalculate_item(self, itemid: Any, item_users: Any) -> np.ndarray:
-        """Return item factors solved from ``item_users``; nothing is stored.
-
-        Parameters
-        ----------
-        itemid : int or array of int, shape (n,)
-            Only says how many items there are, and whether one is meant.
-        item_users : sparse matrix, shape (n, n_users)
-
-        Returns
-        -------
-        array, shape (factors,) for one item, else (n, factors)
-        """
+        """Return item factors solved exactly from rows of ``item_users``; nothing is stored."""
         return self._recalculate("items", itemid, item_users, "item_users")
 
     def fold_in_users(
         self, user_items: Any, *, sample_weight: Any = None, return_biases: bool = False
     ) -> Any:
-        """Return factors of users that were not trained on, exactly as a half-sweep would.
+        """Return factors of users that were not trained on, solved exactly.
 
         Parameters
         ----------
@@ -727,14 +671,7 @@ class Estimator(HasParameters):
         self._replace_rows("users", userids, user_items, ("userids", "user_items"))
 
     def partial_fit_items(self, itemids: Any, item_users: Any) -> None:
-        """Solve some items exactly and store them, as :meth:`partial_fit_users` does users.
-
-        Parameters
-        ----------
-        itemids : int or array of int, shape (n,)
-        item_users : sparse matrix, shape (n, n_users)
-            All interactions with each of these items.
-        """
+        """Solve some items exactly and store them, as :meth:`partial_fit_users` does users."""
         self._replace_rows("items", itemids, item_users, ("itemids", "item_users"))
 
     def _rows(

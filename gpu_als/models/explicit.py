@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from gpu_als.backends import BackendChoice
 from gpu_als.core.objectives import Explicit
 from gpu_als.core.problem import SparseRows
-from gpu_als.core.solvers import NonNegative, Solver, as_solver
+from gpu_als.core.solvers import Cholesky, NonNegative, Solver, as_solver
 from gpu_als.data.csr import as_csr, check_magnitude, real_numbers
 from gpu_als.errors import InputError
 from gpu_als.metrics import rmse
@@ -291,7 +291,9 @@ class ExplicitALS(Estimator):
             return NonNegative(free_columns=int(bias))
         return as_solver(self.solver)
 
-    _exact_solver = _solver
+    def _exact_solver(self, side: str, *, bias: bool) -> Solver:
+        own = self._solver(side, bias=bias)
+        return own if own.exact else Cholesky()
 
     def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
         check_magnitude(rows, dtype=rows.dtype, name=name, first_row=first_row)

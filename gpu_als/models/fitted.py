@@ -106,6 +106,11 @@ class Side:
         """Return ``factors^T factors``, float64, shape (k, k)."""
         return self.derive("Gram", lambda: backend.to_host(gram(backend, self.factors_on(backend))))
 
+    def rounded_gram(self, backend: Backend) -> np.ndarray:
+        """Return the Gram in the dtype of the factors."""
+        gram = self.gram(backend)
+        return self.derive("rounded Gram", lambda: gram.astype(self.matrix.dtype))
+
     def rows_of(self, ids: Any, name: str, unknown: Literal["raise", "drop"]) -> np.ndarray:
         """Return the row of each id, int64; -1 for unknown ones that are dropped."""
         known = self.derive("map of ids", lambda: IdMap(self.ids, len(self)))

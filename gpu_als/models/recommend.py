@@ -14,7 +14,7 @@ from gpu_als.errors import InputError
 from gpu_als.models.params import check_integer, requested_rows
 from gpu_als.ranking.top_k import lowest_score, pair_scores, top_k
 
-__all__ = ["best_rows", "clear_low_scores", "own_rows_first", "predictions", "queries_of"]
+__all__ = ["Ranked", "best_rows", "clear_low_scores", "own_rows_first", "predictions", "queries_of"]
 
 Ranked = tuple[np.ndarray, np.ndarray]
 """Ids and scores, of shape (n, N) each."""
