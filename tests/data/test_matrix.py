@@ -214,8 +214,34 @@ def test_other_things_are_refused_with_a_remedy(value, message):
 def test_corrupt_index_arrays_are_refused(indices, indptr):
     for container, shape in ((sp.csr_matrix, (2, 3)), (sp.csc_array, (3, 2))):
         matrix = unchecked(container, [1, 2], indices, indptr, shape)
-        with pytest.raises(InputError, match=r"^ratings: found .*; rebuild it"):
-            as_csr(matrix)
+        for dtype in (matrix.dtype, np.float32):  # as wanted already, and to be converted
+            with pytest.raises(InputError, match=r"^ratings: found .*; rebuild it"):
+                as_csr(matrix, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("indices", "indptr"),
+    [([2, 0], [0, 2, 2]), ([1, 1], [0, 2, 2]), ([1, 1], [0, 0, 2])],
+    ids=["falling", "twice", "twice in the last row"],
+)
+def test_a_row_out_of_order_is_put_in_order(indices, indptr):
+    """Whatever SciPy remembers of the matrix."""
+    matrix = unchecked(sp.csr_matrix, [1.0, 2.0], indices, indptr, (2, 3))
+    matrix.has_sorted_indices = matrix.has_canonical_format = True
+    found = as_csr(matrix, dtype=np.float64)
+    expected = np.zeros((2, 3))
+    np.add.at(expected, (np.repeat([0, 1], np.diff(indptr)), indices), [1.0, 2.0])
+    np.testing.assert_array_equal(found.toarray(), expected)
+    assert all((np.diff(found[row].indices) > 0).all() for row in (0, 1))
+    assert found is not matrix
+
+
+def test_what_is_in_order_is_returned_as_it_is():
+    matrix = unchecked(sp.csr_matrix, [1.0, 2.0, 3.0], [2, 0, 1], [0, 1, 3], (2, 3))
+    assert as_csr(matrix, dtype=np.float64) is matrix
+    spoiled = unchecked(sp.csr_matrix, [1.0, np.nan, 3.0], [2, 0, 1], [0, 1, 3], (2, 3))
+    with pytest.raises(InputError, match="NaN"):
+        as_csr(spoiled, dtype=np.float64)
 
 
 def test_corrupt_coo_is_refused():
