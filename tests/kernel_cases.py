@@ -25,7 +25,7 @@ from gpu_als.backends.cupy.launch import (
     stride_of,
 )
 from gpu_als.backends.cupy.nvrtc import source_of
-from gpu_als.backends.cupy.row_kernels import DescribedSweep, Fused
+from gpu_als.backends.cupy.row_kernels import DescribedSweep, RowKernels
 from gpu_als.core.cg import DenseSystem, conjugate_gradient
 from gpu_als.core.packing import pack_rows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
@@ -426,14 +426,13 @@ def run(
     xp = SimpleNamespace(empty=poisoned, asarray=np.asarray)
     for launch, rows in launches:
         places = np.ascontiguousarray(rows, np.int64)
-        host = SimpleNamespace(
-            packing=SimpleNamespace(order=places, long_rows=()),
-            rows=SimpleNamespace(indptr=arrays["indptr"]),
-        )
         share = panel_floats(-(-case.k // 32) * 32)
-        fused = Fused(xp, H100, kernels, None, most_shares * share)
-        device = SimpleNamespace(places=places, host=host, waves={})
+        row_kernels = RowKernels(xp, H100, kernels, None, most_shares * share)
+        packing = SimpleNamespace(places=places)
+        device = SimpleNamespace(
+            order=places, packing=packing, host_indptr=arrays["indptr"], kept={}
+        )
         sweep = DescribedSweep(device, record, arrays)
-        fused.launch(replace(launch, start=0, stop=len(places)), sweep)
+        row_kernels.launch(replace(launch, start=0, stop=len(places)), sweep)
     counts = {function: kernel.counts for (function, _), kernel in kernels.used.items()}
     return Result(problem, z, residual, objective, counts)
