@@ -508,5 +508,6 @@ def test_a_broken_nccl_is_none(cupy, monkeypatch):
     class Broken(types.ModuleType):
         nccl = property(fail_with(OSError("libnccl.so.2: wrong ELF class")))
 
-    monkeypatch.setitem(sys.modules, "cupy.cuda", Broken("cupy.cuda"))
-    assert backend.nccl() is None
+    with monkeypatch.context() as broken:  # undone before the stand-in is
+        broken.setitem(sys.modules, "cupy.cuda", Broken("cupy.cuda"))
+        assert backend.nccl() is None

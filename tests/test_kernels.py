@@ -567,7 +567,7 @@ def test_split_rows_of_the_backend(cupy):
 
 def test_kernels_split_the_memory_of_a_multiprocessor_alike(cupy):
     """As much of it for blocks as there can be."""
-    kernel = backend_of()._kernels.get("dual_warp", (("TILES", 1), ("WARPS", 4)), "dual_warp")
+    kernel = backend_of().kernels.get("dual_warp", (("TILES", 1), ("WARPS", 4)), "dual_warp")
     assert kernel.preferred_shared_memory_carveout == 100
 
 
