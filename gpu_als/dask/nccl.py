@@ -3,7 +3,7 @@
 All members of a group take part in an exchange at the same time, and a call of NCCL does not come
 back while one of them is missing. So such calls are made in threads of their own, which are given
 up when the client says so, NCCL sees an error, or it takes too long; then the communicator is
-aborted and the group is of no more use. How a fit goes on from there: engine.py.
+aborted and the group is of no more use. engine.py says how a fit continues.
 """
 
 from __future__ import annotations

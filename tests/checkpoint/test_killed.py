@@ -65,7 +65,7 @@ def test_a_name_that_looks_like_a_pattern_stands_for_itself_alone(tmp_path):
 KILLS = 50
 LINES = 6000
 """A child is killed within so many lines of training and saving, those of a few iterations."""
-KILLED_IN = {"checkpoint.py", "atomic.py", "model_file.py", "training.py", "zipfile.py"}
+KILLED_IN = {"checkpoint.py", "atomic.py", "model_file.py", "loop.py", "zipfile.py"}
 
 
 def kill_at(line):

@@ -1,7 +1,7 @@
 // The half-sweep as every kernel receives it, and how an entry's row is loaded.
 //
 // Row u solves (shift I + W^T sign W) z = b0 + W^T tau with W = root * fixed_rows * scale_u, the
-// one form all objectives take (gpu_als/backends/frame.py). In frames with a ridge for each row
+// one form all objectives take (gpu_als/core/basis.py). In frames with a ridge for each row
 // the columns are scaled by scale_u = (eigenvalues + ridge_u)^(-1/2) while they are loaded and
 // shift is 1; `z` then holds scale_u * z, so that leaving the frame is one product for all rows.
 #pragma once

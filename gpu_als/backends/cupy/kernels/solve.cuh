@@ -89,7 +89,7 @@ __device__ __forceinline__ float power_below(float x) {
     return x >= kTiny && x - x == 0.f ? __int_as_float(__float_as_int(x) & 0x7f800000) : 1.f;
 }
 
-// gpu_als/backends/conjugate_gradient.py, for one system.
+// gpu_als/core/cg.py, for one system.
 template <int THREADS, int SIZE>
 struct SystemSolver {
     static constexpr int kFloats = SIZE;
