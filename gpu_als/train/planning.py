@@ -451,10 +451,15 @@ def _data(
         part = max(part, shape.longest)
         kept = HOST_BYTES / copied if threads else 0.0  # entries of each side that stay
         if max(part, kept) >= shape.entries:
-            once = min(part, shape.entries) * set_apart
-            # Weights take the place of the values that were mapped first.
-            stays = 2 * (entry + copied) - (shape.value_bytes if threads else 0)
-            return rows + round(shape.entries * stays), once
+            most = min(part, shape.entries)
+            if not threads:
+                held = rows + round(2 * shape.entries * (entry + copied))
+                return held, most * set_apart
+            # The maps of values are let go once weights are there: one block's are in use, beside
+            # two marks for each of its entries.
+            indices = entry - shape.value_bytes
+            stays = round(2 * shape.entries * (indices + copied))
+            return rows + stays + most * (shape.value_bytes + 2), 0
         # One is in use while the next is made ready; where nothing is done with the next one's
         # entries, the maps of them take no memory.
         ahead = min(part, shape.entries - part)
