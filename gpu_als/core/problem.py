@@ -20,7 +20,7 @@ problem into an unweighted one with target ``tau``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -253,10 +253,6 @@ class LoadedProblem:
         if isinstance(self.ridge, float):
             return xp.full(len(rows), self.ridge, dtype)
         return self.ridge[rows].astype(dtype)
-
-    def with_noise(self, noise: Noise | None) -> LoadedProblem:
-        """Return the same problem for a half-sweep that draws."""
-        return replace(self, noise=noise)
 
 
 def load_problem(
