@@ -170,7 +170,7 @@ class _Sweep:
             self.ops, problem, self.held, starts, counts, batch.width, scale,
             definite=batch.definite,
         )  # fmt: skip
-        stats = HalfSweepStats()
+        stats, excess = HalfSweepStats(), xp.full(len(rows), np.nan)
         if basis.singular:
             z, singular = self._former(rows, scale), xp.ones(len(rows), bool)
             q = entries.predict(z)
@@ -184,7 +184,7 @@ class _Sweep:
             stats.paths[solution.path] += len(rows)
             singular = xp.zeros(len(rows), bool)
             if solver.exact:
-                residual = self._residual(solution, systems)
+                residual, excess = self._judge(solution, systems)
                 failed |= ~(residual <= RESIDUAL_LIMIT[z.dtype])
                 if systems.base is None:  # fewer entries than factors and nothing added to them
                     singular = (systems.shift <= 0) & (counts < z.shape[1])
@@ -196,12 +196,14 @@ class _Sweep:
                     wide = entries.some(xp, some), systems.some(xp, some)
                     return primal_system(self.ops, *wide)
 
-                z, singular = self._solve_again(system, z, failed, singular, stats)
+                again = system, systems.shift, z, failed, singular, excess, stats
+                z, singular, excess = self._solve_again(*again)
                 q = entries.predict(z)
         final, singular = self._write(rows, z, scale, singular)
         if final is not z:
             q = entries.predict(final)
         stats.singular = int(singular.sum())
+        stats.bound = float(xp.where(singular, np.nan, excess).sum()) if batch.definite else np.nan
         stats.objective = self._entry_loss(entries, q) + _row_terms(systems, final)
         return stats
 
@@ -230,7 +232,7 @@ class _Sweep:
         xp, basis, problem = self.ops.xp, self.held.basis, self.problem
         k = basis.fixed.shape[1]
         stats = HalfSweepStats(Counter(shared=len(rows)))
-        singular = xp.full(len(rows), basis.singular)
+        singular, excess = xp.full(len(rows), basis.singular), xp.zeros(len(rows))
         if systems.base is None:
             singular |= systems.shift <= 0
         if systems.b0 is None:
@@ -238,14 +240,15 @@ class _Sweep:
         elif systems.base is None and self.solver.rotates:
             z = systems.b0 / xp.where(singular, 1, systems.shift)[:, None]
         else:
-            z, failed = self.solver.solve_systems(
-                self.ops, *_shared_systems(xp, systems), self._former(rows, scale)
-            )
+            lhs, rhs = _shared_systems(xp, systems)
+            z, failed = self.solver.solve_systems(self.ops, lhs, rhs, self._former(rows, scale))
+            excess = self._excess((lhs @ z[:, :, None])[:, :, 0] - rhs, z, systems.shift)
 
             def system(some: Array) -> tuple[Array, Array]:
                 return _shared_systems(xp, systems.some(xp, some))
 
-            z, hopeless = self._solve_again(system, z, failed, singular, stats)
+            again = system, systems.shift, z, failed, singular, excess, stats
+            z, hopeless, excess = self._solve_again(*again)
             singular |= hopeless
         z, singular = self._write(rows, z, scale, singular)
         objective = _row_terms(systems, z)
@@ -255,6 +258,7 @@ class _Sweep:
             objective = _total((problem.rhs_only[place] - z @ basis.fixed.T) ** 2)
             objective += _total(ridge[:, None] * x * x) + _prior_terms(self.held, rows, x)
         stats.singular, stats.objective = int(singular.sum()), objective
+        stats.bound = float(xp.where(singular, np.nan, excess).sum())
         return stats
 
     @_quietly
@@ -267,7 +271,7 @@ class _Sweep:
         first = len(self.problem.packing.order) + number
         rows, _, scale, systems = self._systems(slice(first, first + 1))
         lhs, rhs = self._add_segments(row, systems, scale)
-        stats = HalfSweepStats(Counter(long=1))
+        stats = HalfSweepStats(Counter(long=1), bound=np.nan)
         if basis.singular:
             z, singular = self._former(rows, scale), xp.ones(1, bool)
         else:
@@ -281,9 +285,12 @@ class _Sweep:
                 stats.residual = float(xp.where(singular, 0, residual).max())
             if bool(singular.any()):
                 stats.paths["rescued"] += 1
-                system = self._add_segments(row, systems, scale, wide=True)
-                wide, singular = solver.solve_in_float64(ops, *system)
+                lhs, rhs = self._add_segments(row, systems, scale, wide=True)
+                wide, singular = solver.solve_in_float64(ops, lhs, rhs)
                 z = wide.astype(z.dtype)
+            if solver.exact and self.problem.packing.spans[-1].definite and not singular.any():
+                misfit = (lhs @ z[:, :, None])[:, :, 0] - rhs
+                stats.bound = float(self._excess(misfit, z, systems.shift).sum())
         z, singular = self._write(rows, z, scale, singular)
         losses = self._map_segments(row, scale, lambda e: self._entry_loss(e, e.predict(z)))
         stats.singular = int(singular.sum())
@@ -349,15 +356,26 @@ class _Sweep:
         self.solved[rows] = x
         return z, singular
 
-    def _residual(self, solution: Solution, systems: Systems) -> Array:
-        """Return ``|lhs z - rhs| / |rhs|`` of each row."""
+    def _judge(self, solution: Solution, systems: Systems) -> tuple[Array, Array]:
+        """Return each row's ``|lhs z - rhs| / |rhs|``, and how far it is from its best at most."""
         xp, entries, z, rhs = self.ops.xp, solution.entries, solution.z, solution.rhs
         if rhs is None:
             rhs = right_hand_side(entries, systems)
         misfit = systems.shift[:, None] * z + entries.combine(entries.signed(solution.q)) - rhs
         if systems.base is not None:
             misfit += z @ systems.base
-        return _relative(xp, self.solver.stationary(xp, misfit, z), rhs)
+        error = self.solver.stationary(xp, misfit, z)
+        return _relative(xp, error, rhs), self._excess(misfit, z, systems.shift)
+
+    def _excess(self, misfit: Array, z: Array, shift: Array) -> Array:
+        """Return ``|lhs z - rhs|^2 / shift`` of each row, float64; NaN without a shift.
+
+        A row ``z^T lhs z - 2 rhs^T z`` is no further than that above its minimum, under ``x >= 0``
+        too, if ``lhs - shift I`` is positive semidefinite.
+        """
+        xp = self.ops.xp
+        error = self.solver.stationary(xp, misfit, z).astype(xp.float64)
+        return row_dots(xp, error, error) / xp.where(shift > 0, shift, np.nan)
 
     def _entry_loss(self, entries: Entries, q: Array) -> float:
         """Return the observed part of the objective, added in float64."""
@@ -368,27 +386,32 @@ class _Sweep:
     def _solve_again(
         self,
         system: Callable[[Array], tuple[Array, Array]],
+        shift: Array,
         z: Array,
         failed: Array,
         singular: Array,
+        excess: Array,
         stats: HalfSweepStats,
-    ) -> tuple[Array, Array]:
-        """Repeat the failed rows in float64; return all rows and which are singular.
+    ) -> tuple[Array, Array, Array]:
+        """Repeat the failed rows in float64; return all rows, which are singular, and ``excess``.
 
         ``system(places)`` gives ``lhs`` and ``rhs`` of some rows of the batch; ``singular`` says
         which need no looking at.
         """
         xp, k = self.ops.xp, z.shape[1]
-        z, singular = z.copy(), singular.copy()
+        z, singular, excess = z.copy(), singular.copy(), excess.copy()
         places = xp.flatnonzero(failed & ~singular)
         if len(places):
             stats.paths["rescued"] += len(places)
         height = max(1, self.ops.batch_elements // (4 * k * k))
         for first in range(0, len(places), height):
             some = places[first : first + height]
-            wide, singular[some] = self.solver.solve_in_float64(self.ops, *system(some))
+            lhs, rhs = system(some)
+            wide, singular[some] = self.solver.solve_in_float64(self.ops, lhs, rhs)
             z[some] = wide.astype(z.dtype)
-        return z, singular
+            misfit = (lhs @ z[some][:, :, None])[:, :, 0] - rhs
+            excess[some] = self._excess(misfit, z[some], shift[some])
+        return z, singular, excess
 
 
 def _shared_systems(xp: Any, systems: Systems) -> tuple[Array, Any]:

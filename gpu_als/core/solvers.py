@@ -7,9 +7,12 @@ former values, may choose coordinates, is exact) and hands it batches; a device 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from gpu_als.core.cg import DenseSystem, conjugate_gradient
 from gpu_als.core.linalg import eigh_solve, finite_systems
@@ -27,7 +30,10 @@ from gpu_als.core.systems import (
 )
 from gpu_als.errors import InputError
 
-__all__ = ["Cholesky", "ConjugateGradient", "NonNegative", "Solver", "as_solver"]
+__all__ = ["Certified", "Cholesky", "ConjugateGradient", "NonNegative", "Solver", "as_solver"]
+
+TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
+"""Of :class:`Certified`, by default."""
 
 
 @runtime_checkable
@@ -47,6 +53,13 @@ class Solver(Protocol):
     def kernel_options(self) -> Mapping[str, int]:
         """What the kernel is told besides: ``steps`` and ``free_columns``, 0 where left out."""
         return {}
+
+    def tolerance(self, dtype: np.dtype) -> float:
+        """Return how exact iterations have to be that stand in for a direct solve.
+
+        0: nothing may stand in for it. See :class:`Certified`.
+        """
+        return 0.0
 
     def solve_batch(
         self, ops: Ops, entries: Entries, systems: Systems, start: Array | None, *, definite: bool
@@ -127,6 +140,41 @@ class Cholesky(Solver):
     ) -> tuple[Array, Array]:
         """Factor and substitute."""
         return ops.cholesky_solve(lhs, rhs)
+
+
+@dataclass(frozen=True)
+class Certified(Cholesky):
+    """Exact solution by whatever costs a row least, proven by its energy: what "auto" stands for.
+
+    Where a device has kernels for it, a row ``(D + W^T W) z = b`` whose direct solution would cost
+    more is solved by conjugate gradients with ``D^-1`` as preconditioner. They stop once the
+    residual ``r``, worked out afresh from the row's entries, has
+
+        r^T D^-1 r <= tol^2 b^T z
+
+    The left side bounds how far the row's objective is above its minimum, since
+    ``D <= D + W^T W``. A row that does not get there is solved directly. Rows without such kernels
+    are solved as by :class:`Cholesky`.
+
+    Parameters
+    ----------
+    tol : float, optional
+        Above 0 and below 1. By default 1e-5 in float32 and 1e-10 in float64, about as exact as a
+        direct solve is in its rounding.
+    """
+
+    tol: float | None = None
+
+    def __post_init__(self) -> None:
+        good = self.tol is None or isinstance(self.tol, numbers.Real)
+        if not good or not (self.tol is None or 0 < self.tol < 1):
+            raise InputError(
+                f"the solver's tolerance must be above 0 and below 1, not {self.tol!r}"
+            )
+
+    def tolerance(self, dtype: np.dtype) -> float:
+        """Return ``tol``, or the default of a dtype."""
+        return TOLERANCE[np.dtype(dtype)] if self.tol is None else float(self.tol)
 
 
 @dataclass(frozen=True)
@@ -227,13 +275,19 @@ class NonNegative(Solver):
         return xp.where(bound & (z <= 0), xp.minimum(misfit, 0), misfit)
 
 
-_NAMES: dict[str, Solver] = {"auto": Cholesky(), "cholesky": Cholesky(), "cg": ConjugateGradient()}
+_NAMES: dict[str, Solver] = {
+    "auto": Certified(),
+    "cholesky": Cholesky(),
+    "cg": ConjugateGradient(),
+}
 
 
-def as_solver(solver: str | Solver) -> Solver:
-    """Return the solver that a name or an option object stands for."""
+def as_solver(solver: str | Solver, tol: float | None = None) -> Solver:
+    """Return the solver that a name or an option object stands for; ``tol`` is that of "auto"."""
     if isinstance(solver, Solver):
         return solver
+    if solver == "auto":
+        return Certified(tol)
     if not isinstance(solver, str) or solver not in _NAMES:
         raise InputError(
             f"solver must be one of {sorted(_NAMES)} or an object of gpu_als.solvers, "

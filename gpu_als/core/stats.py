@@ -26,8 +26,14 @@ class HalfSweepStats:
     singular : int
         Rows whose system is singular; they kept their former value.
     residual : float
-        Largest ``|lhs z - rhs| / |rhs|`` of the exactly solved rows, in the frame; under ``x >= 0``
-        that of the Karush-Kuhn-Tucker conditions.
+        Largest ``|lhs z - rhs| / |rhs|`` of the exactly solved rows, in the coordinates of the
+        half-sweep; under ``x >= 0`` that of the Karush-Kuhn-Tucker conditions.
+    bound : float
+        The objective is at most this far above the least that these rows could make it, up to
+        rounding of the residuals: ``sum_u |lhs z - rhs|^2 / shift_u``. NaN where that is not known:
+        without a ridge, with negative weights, or after solves that are not exact.
+    steps : Counter
+        Number of rows by the conjugate-gradient steps that their exact solve took.
     objective : float
         The objective as far as the solved rows enter it: the loss over their entries, the
         shared base and their own ridge.
@@ -42,6 +48,8 @@ class HalfSweepStats:
     paths: Counter[str] = field(default_factory=Counter)
     singular: int = 0
     residual: float = 0.0
+    bound: float = 0.0
+    steps: Counter[int] = field(default_factory=Counter)
     objective: float = 0.0
     penalty: float = 0.0
     launches: int = 0
@@ -52,6 +60,8 @@ class HalfSweepStats:
         self.paths.update(other.paths)
         self.singular += other.singular
         self.residual = max(self.residual, other.residual)
+        self.bound += other.bound
+        self.steps.update(other.steps)
         self.objective += other.objective
         self.penalty += other.penalty
         self.launches += other.launches

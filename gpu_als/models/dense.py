@@ -12,7 +12,7 @@ from gpu_als.backends import BackendChoice, get_backend
 from gpu_als.core.half_sweep import solve_side
 from gpu_als.core.objectives import Dense, Explicit
 from gpu_als.core.problem import SparseRows
-from gpu_als.core.solvers import Cholesky, NonNegative, as_solver
+from gpu_als.core.solvers import Certified, NonNegative, as_solver
 from gpu_als.data.csr import as_csr, check_magnitude, to_host
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import InputError
@@ -306,6 +306,6 @@ def als_step(
         # copies: dtype and layout of our own
         on_device = backend.from_host(solved.astype(dtype, order="C"))
         held = backend.from_host(fixed.astype(dtype, order="C"))
-        solve_side(backend, objective, rows, side, held, on_device, Cholesky())
+        solve_side(backend, objective, rows, side, held, on_device, Certified())
         solved[...] = backend.to_host(on_device)
     return solved

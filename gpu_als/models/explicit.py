@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from gpu_als.backends import BackendChoice
 from gpu_als.core.objectives import Explicit
 from gpu_als.core.problem import SparseRows
-from gpu_als.core.solvers import Cholesky, NonNegative, Solver, as_solver
+from gpu_als.core.solvers import Certified, NonNegative, Solver, as_solver
 from gpu_als.data.csr import as_csr, check_magnitude, real_numbers
 from gpu_als.errors import InputError
 from gpu_als.metrics import rmse
@@ -69,7 +69,9 @@ class ExplicitALS(Estimator):
     patience : int, optional
         Stop when the validation RMSE has not improved for this many iterations.
     solver : {"auto", "cholesky", "cg"} or an object of ``gpu_als.solvers``
-        "auto" solves exactly.
+        "auto" solves exactly, in the way that costs a row least.
+    solver_tol : float, optional
+        How exact "auto" is; see :class:`gpu_als.solvers.Certified`.
     backend : {"auto", "numpy", "cupy"}
     num_threads : int
         Threads on the CPU; 0 means all processors.
@@ -124,6 +126,7 @@ class ExplicitALS(Estimator):
         dtype: Any = np.float32,
         precision: str = "float32",
         random_state: Any = None,
+        solver_tol: float | None = None,
     ) -> None:
         self.factors = check_integer(factors, name="factors", at_least=1)
         check_pair(regularization, name="regularization")
@@ -141,6 +144,7 @@ class ExplicitALS(Estimator):
         self.iterations, self.tol, self.patience = iterations, tol, patience
         as_solver(solver)
         self.solver = solver
+        self.solver_tol = Certified(solver_tol).tol
         if not _is_one_of(backend, "auto", "numpy", "cupy"):
             raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
         self.backend = backend
@@ -289,11 +293,11 @@ class ExplicitALS(Estimator):
     def _solver(self, side: str, *, bias: bool) -> Solver:
         if self._is_nonnegative(side):
             return NonNegative(free_columns=int(bias))
-        return as_solver(self.solver)
+        return as_solver(self.solver, self.solver_tol)
 
     def _exact_solver(self, side: str, *, bias: bool) -> Solver:
         own = self._solver(side, bias=bias)
-        return own if own.exact else Cholesky()
+        return own if own.exact else Certified(self.solver_tol)
 
     def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
         check_magnitude(rows, dtype=rows.dtype, name=name, first_row=first_row)

@@ -54,14 +54,14 @@ IMPLICIT = Format(
     "AlternatingLeastSquares", None, "",
     ("factors", "regularization", "num_threads", "iterations", "use_native", "use_cg", "cg_steps",
      "calculate_training_loss", "random_state", "alpha", "unobserved_weight",
-     "regularization_exponent", "dtype"),
+     "regularization_exponent", "solver_tol", "dtype"),
     ("factors", "regularization", "iterations"),
     False,
 )  # fmt: skip
 EXPLICIT = Format(
     "ExplicitALS", "gpu_als.ExplicitALS", "param_",
     ("factors", "regularization", "scale_regularization", "bias", "nonnegative", "iterations",
-     "tol", "patience", "solver", "dtype", "random_state"),
+     "tol", "patience", "solver", "solver_tol", "dtype", "random_state"),
     ("factors", "regularization", "bias", "iterations", "dtype"),
     True,
 )  # fmt: skip

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from gpu_als.backends import BackendChoice
 from gpu_als.core.objectives import IALS, Implicit
 from gpu_als.core.problem import SparseRows
-from gpu_als.core.solvers import Cholesky, ConjugateGradient, Solver
+from gpu_als.core.solvers import Certified, ConjugateGradient, Solver
 from gpu_als.data.csr import as_csr, check_magnitude, to_host
 from gpu_als.errors import InputError, ParameterWarning
 from gpu_als.models import files
@@ -79,6 +79,8 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         nu of iALS. 0 when only the weight is given.
     precision : {"float32", "tf32x3", "float16"}
         How a GPU multiplies float32 factors (docs/solvers.md); a CPU always in full precision.
+    solver_tol : float, optional
+        How exact the exact solves are; see :class:`gpu_als.solvers.Certified`.
 
     Attributes
     ----------
@@ -119,6 +121,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         unobserved_weight: float | None = None,
         regularization_exponent: float | None = None,
         precision: str = "float32",
+        solver_tol: float | None = None,
     ) -> None:
         self.factors = check_integer(factors, name="factors", at_least=1)
         self.regularization = check_nonnegative(regularization, name="regularization")
@@ -140,6 +143,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         if regularization_exponent is not None:
             check_nonnegative(regularization_exponent, name="regularization_exponent")
         self.precision = check_precision(precision)
+        self.solver_tol = Certified(solver_tol).tol
         self.cg_steps = 3
         self.fit_callback: Callable[[int, float, float | None], Any] | None = None
         self._forget()
@@ -204,7 +208,8 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         )
         self.report_ = start.report
         callback = callback or self.fit_callback
-        solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else Cholesky()
+        exact = Certified(self.solver_tol)
+        solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else exact
 
         def keep() -> None:
             self._take_over(data, *(factors.copy() for factors in model.factors))
@@ -246,8 +251,8 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         weight = 1.0 if self.unobserved_weight is None else self.unobserved_weight
         return IALS(self.regularization, self.alpha, weight, self.regularization_exponent or 0.0)
 
-    def _exact_solver(self, side: str, *, bias: bool) -> Cholesky:
-        return Cholesky()
+    def _exact_solver(self, side: str, *, bias: bool) -> Solver:
+        return Certified(self.solver_tol)
 
     def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
         _check_confidences(rows, self.alpha, name, first_row)

@@ -136,7 +136,8 @@ def train(
                 end = time.perf_counter()
                 # The items' half-sweep has gone over everything but the ridge of the users.
                 loss = (item_stats.objective + user_stats.penalty + constant) * loss_scale
-                _record(report, user_stats, item_stats, loss, (middle - begin, end - middle))
+                seconds = middle - begin, end - middle
+                _record(report, user_stats, item_stats, loss, loss_scale, seconds)
                 improved = True
                 if validate is not None:
                     metrics = validate(*sweeps.to_host(sweeps.state()))
@@ -188,11 +189,17 @@ def _record(
     users: HalfSweepStats,
     items: HalfSweepStats,
     loss: float,
+    scale: float,
     seconds: tuple[float, float],
 ) -> None:
     report.losses.append(loss)
     report.seconds.append(seconds)
     report.user_rows, report.item_rows = users.paths, items.paths
+    report.user_steps, report.item_steps = users.steps, items.steps
+    user_bound, item_bound = (
+        side.bound * scale if np.isfinite(side.bound) else None for side in (users, items)
+    )
+    report.bounds.append((user_bound, item_bound))
     report.singular_rows = users.singular + items.singular
     report.transferred.append((users.transferred, items.transferred))
     report.launches = users.launches + items.launches

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Self
 
 __all__ = ["FitReport"]
+
+_STEPS = "user_steps", "item_steps"
+_COUNTS = "user_rows", "item_rows", *_STEPS
 
 
 @dataclass
@@ -25,6 +29,14 @@ class FitReport:
     user_rows, item_rows : Counter
         How many rows went which way in the last half-sweep of each side: "dual", "primal", "cg",
         "nnls", "long", "shared", "rescued" (docs/solvers.md).
+    user_steps, item_steps : Counter
+        How many rows took how many conjugate-gradient steps to an exact solution in the last
+        half-sweep of each side; rows that were solved directly are not in it.
+    bounds : list of (float or None, float or None)
+        How far each iteration's user and item half-sweep left the objective above its exact
+        minimum over that side, at most; see :class:`gpu_als.solvers.Certified`. In the units of
+        ``losses``. None where that is not known: on a GPU, without a ridge, with negative weights
+        or a solver that is not exact.
     launches : int
         Launches of GPU kernels of our own in the last iteration.
     transferred : list of (int, int)
@@ -51,6 +63,9 @@ class FitReport:
     seconds: list[tuple[float, float]] = field(default_factory=list)
     user_rows: Counter[str] = field(default_factory=Counter)
     item_rows: Counter[str] = field(default_factory=Counter)
+    user_steps: Counter[int] = field(default_factory=Counter)
+    item_steps: Counter[int] = field(default_factory=Counter)
+    bounds: list[tuple[float | None, float | None]] = field(default_factory=list)
     launches: int = 0
     transferred: list[tuple[int, int]] = field(default_factory=list)
     singular_rows: int = 0
@@ -73,9 +88,10 @@ class FitReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain numbers, lists and dicts, ready for JSON."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        for name in ("seconds", "transferred"):
+        for name in ("seconds", "transferred", "bounds"):
             plain[name] = [list(pair) for pair in plain[name]]
-        plain["user_rows"], plain["item_rows"] = dict(self.user_rows), dict(self.item_rows)
+        for name in _COUNTS:
+            plain[name] = {str(what): n for what, n in plain[name].items()}
         return plain
 
     @classmethod
@@ -84,7 +100,10 @@ class FitReport:
         report = cls(**plain)
         report.seconds = [(float(users), float(items)) for users, items in report.seconds]
         report.transferred = [(int(users), int(items)) for users, items in report.transferred]
+        report.bounds = [(users, items) for users, items in report.bounds]
         report.user_rows, report.item_rows = Counter(report.user_rows), Counter(report.item_rows)
+        for name in _STEPS:
+            setattr(report, name, Counter({int(n): rows for n, rows in plain[name].items()}))
         return report
 
     def __str__(self) -> str:
@@ -100,8 +119,12 @@ class FitReport:
             kept = self.metrics[self.best_iteration - 1]
             shown = ", ".join(f"{name} {value:.4f}" for name, value in kept.items())
             lines.append(f"kept iteration {self.best_iteration}: validation {shown}")
-        for side, rows in (("users", self.user_rows), ("items", self.item_rows)):
-            lines.append(f"{side}: " + ", ".join(f"{n} {way}" for way, n in sorted(rows.items())))
+        for side, rows, steps in (
+            ("users", self.user_rows, self.user_steps),
+            ("items", self.item_rows, self.item_steps),
+        ):
+            ways = ", ".join(f"{n} {way}" for way, n in sorted(rows.items()))
+            lines.append(f"{side}: {ways}" + (f" ({_in_words(steps)})" if steps else ""))
         if self.launches:
             lines.append(f"{self.launches} kernel launches in each iteration")
         if any(map(sum, self.transferred)):
@@ -109,9 +132,23 @@ class FitReport:
             lines.append(f"up to {most} bytes between workers for users and for items")
         if not {"cg"} >= (self.user_rows | self.item_rows).keys():
             lines.append(f"largest relative residual {self.max_residual:.1e}")
+        if self.bounds and None not in self.bounds[-1]:
+            users, items = self.bounds[-1]
+            lines.append(
+                f"last half-sweeps within {users:.1e} and {items:.1e} of their exact minimum"
+            )
         if self.singular_rows:
             lines.append(
                 f"{self.singular_rows} rows had a singular system and kept their former values; "
                 "raise regularization"
             )
         return "\n".join(lines)
+
+
+def _in_words(steps: Counter[int]) -> str:
+    """Return the median and the most of steps, given the number of rows by their steps."""
+    middle = sum(steps.values()) / 2
+    counts = sorted(steps.items())
+    sums = accumulate(rows for _, rows in counts)
+    median = next(n for (n, _), below in zip(counts, sums, strict=True) if below >= middle)
+    return f"{median} steps in the median, {counts[-1][0]} at most"

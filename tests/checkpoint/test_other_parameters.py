@@ -32,6 +32,7 @@ CHANGES = {
         "dtype": np.float64,
         "precision": "float16",
         "random_state": 8,
+        "solver_tol": 1e-6,
     },
     implicit: {
         "factors": 7,
@@ -43,6 +44,7 @@ CHANGES = {
         "unobserved_weight": 0.5,
         "regularization_exponent": 0.5,
         "precision": "tf32x3",
+        "solver_tol": 1e-6,
     },
 }
 NO_CHANGES = {

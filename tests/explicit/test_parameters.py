@@ -13,7 +13,7 @@ def test_parameters_round_trip():
         "factors": 7, "regularization": (0.2, 0.3), "scale_regularization": None, "bias": False,
         "nonnegative": "items", "iterations": 3, "tol": 0.1, "patience": 2, "solver": "cg",
         "backend": "numpy", "num_threads": 2, "dtype": np.dtype(np.float64), "random_state": 5,
-        "precision": "float16",
+        "precision": "float16", "solver_tol": 1e-6,
     }  # fmt: skip
     model = ExplicitALS(**given)
     assert model.get_params() == given

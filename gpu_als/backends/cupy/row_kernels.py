@@ -161,7 +161,8 @@ class RowKernels:
             ]
         )
         total, largest, solved_rows = (float(n) for n in xp.asnumpy(numbers))
-        stats = HalfSweepStats(objective=total, launches=sum(map(_kernel_count, done)))
+        launched = sum(map(_kernel_count, done))
+        stats = HalfSweepStats(objective=total, bound=float("nan"), launches=launched)
         if solver.exact:
             stats.residual = largest
         left = np.zeros(0, np.int64)
