@@ -170,6 +170,7 @@ class Problem:
             rest=shared + ridge * np.eye(k),
             b0=b0,
             scale=scale,
+            shift=ridge if arrays["eigenvalues"] is None else 1.0,
             start=arrays["z"][u, :k].astype(np.float64),
         )
 
@@ -188,6 +189,7 @@ class Row:
     rest: np.ndarray
     b0: np.ndarray
     scale: np.ndarray
+    shift: float
     start: np.ndarray
 
     @cached_property
@@ -313,6 +315,7 @@ class Result:
     problem: Problem
     z: np.ndarray
     residual: np.ndarray
+    bound: np.ndarray
     objective: np.ndarray
     counts: dict[str, cuda_on_cpu.Counts] = field(default_factory=dict, repr=False)
 
@@ -327,7 +330,7 @@ class Result:
         """Tell whether two results are the same to the bit."""
         return all(
             getattr(self, name).tobytes() == getattr(other, name).tobytes()
-            for name in ("z", "residual", "objective")
+            for name in ("z", "residual", "bound", "objective")
         )
 
 
@@ -350,6 +353,8 @@ def check(result, rows=None, *, dual=None):
         else:
             residual, noise = row.residual(x)
             assert abs(result.residual[u] - residual) <= 2 * noise
+            energy = (result.residual[u] * np.linalg.norm(row.scale * row.rhs)) ** 2
+            assert result.bound[u] == pytest.approx(energy / row.shift, rel=1e-3, abs=1e-37)
         objective, size = row.objective(x)
         assert abs(result.objective[u] - objective) <= 4 * EPSILON * size
     assert not result.z[rows, case.k :].any()
@@ -410,8 +415,8 @@ def run(
         rows, plan = case.plan()
         launches = [(launch, rows[launch.start : launch.stop]) for launch in plan]
     z = problem.arrays["z"].copy()
-    residual, objective = (poisoned(len(z), np.float32) for _ in range(2))
-    arrays = problem.arrays | {"z": z, "residual": residual, "objective": objective}
+    found = {name: poisoned(len(z), np.float32) for name in ("residual", "bound", "objective")}
+    arrays = problem.arrays | {"z": z} | found
     record = np.zeros((), HALF_SWEEP)
     for name, array in arrays.items():
         record[name] = 0 if array is None else array.ctypes.data
@@ -435,4 +440,4 @@ def run(
         sweep = DescribedSweep(device, record, arrays)
         row_kernels.launch(replace(launch, start=0, stop=len(places)), sweep)
     counts = {function: kernel.counts for (function, _), kernel in kernels.used.items()}
-    return Result(problem, z, residual, objective, counts)
+    return Result(problem, z, **found, counts=counts)

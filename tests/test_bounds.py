@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import CASES, make_case
+from test_cupy_backend import cupy_backend  # noqa: F401
 from test_half_sweep import Sloppy
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, solvers
@@ -55,6 +56,13 @@ def test_the_bound_holds_under_constraints(name):
         lhs, rhs = case.systems[u]
         above = (x + best) @ lhs @ (x - best) - 2 * rhs @ (x - best)
         assert above <= stats.bound * (1 + 1e-3) + 1e-12
+
+
+@pytest.mark.parametrize("name", WITHOUT_NEGATIVE)
+def test_a_device_proves_as_much(cupy_backend, name):  # noqa: F811
+    case = make_case(name)
+    _, stats = case.sweep(Certified(), np.float32, ops=cupy_backend)
+    assert 0 <= stats.bound <= 1e-9 * np.abs(case.objective_at(case.solution()))
 
 
 @pytest.mark.parametrize("name", WITHOUT_NEGATIVE)

@@ -24,7 +24,7 @@ __all__ = [
 SPLIT_FLOATS = 1 << 25
 """Floats of the shares of split rows that are on a device at the same time, unless one row needs
 more."""
-ROW_BYTES = 40  # of each row: where it and its entries of confidence 1 begin, its place in the
+ROW_BYTES = 44  # of each row: where it and its entries of confidence 1 begin, its place in the
 # order and the order; its check
 _INDEX_BYTES = 4
 _SPLIT_FROM = 8192

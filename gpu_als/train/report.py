@@ -35,8 +35,8 @@ class FitReport:
     bounds : list of (float or None, float or None)
         How far each iteration's user and item half-sweep left the objective above its exact
         minimum over that side, at most; see :class:`gpu_als.solvers.Certified`. In the units of
-        ``losses``. None where that is not known: on a GPU, without a ridge, with negative weights
-        or a solver that is not exact.
+        ``losses``. None where that is not known: without a ridge, with negative weights, or with a
+        solver that is not exact.
     launches : int
         Launches of GPU kernels of our own in the last iteration.
     transferred : list of (int, int)

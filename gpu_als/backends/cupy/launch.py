@@ -29,7 +29,7 @@ HALF_SWEEP = np.dtype(
     [
         *[(name, np.uint64) for name in (
             "indptr", "indices", "root", "tau", "offset", "fixed", "eigenvalues", "ridge", "base",
-            "b0", "z", "residual", "objective",
+            "b0", "z", "residual", "bound", "objective",
         )],
         *[(name, np.float32) for name in ("ridge_all", "residual_limit")],
         *[(name, np.int32) for name in ("k", "stride", "squared_loss", "steps", "free_columns")],
@@ -106,6 +106,11 @@ class Launch:
     def grid(self) -> int:
         """Number of blocks."""
         return -(-(self.stop - self.start) // self.rows_per_block)
+
+    @property
+    def definite(self) -> bool:
+        """No row has a negative gram weight."""
+        return "SIGNED" not in dict(self.macros)
 
     @property
     def path(self) -> str:

@@ -147,7 +147,9 @@ class RowKernels:
                     self.launch(launch, sweep)
                 done.append(launch)
         # Rows without a launch keep their residual of NaN, and are left like those that failed.
-        residual, objective = sweep.arrays["residual"], sweep.arrays["objective"]
+        residual, bound, objective = (
+            sweep.arrays[name] for name in ("residual", "bound", "objective")
+        )
         good = residual <= RESIDUAL_LIMIT[solved.dtype]
         if not in_place:
             x = held.basis.leave(partial(rowwise_matmul, self.xp), z[:, :k], None)
@@ -157,14 +159,18 @@ class RowKernels:
             [
                 xp.where(good, objective, 0).sum(dtype=np.float64),
                 xp.where(good, residual, 0).max().astype(np.float64),
+                xp.where(good, bound, 0).sum(dtype=np.float64),
                 good.sum().astype(np.float64),
             ]
         )
-        total, largest, solved_rows = (float(n) for n in xp.asnumpy(numbers))
-        launched = sum(map(_kernel_count, done))
-        stats = HalfSweepStats(objective=total, bound=float("nan"), launches=launched)
+        total, largest, above, solved_rows = (float(n) for n in xp.asnumpy(numbers))
+        stats = HalfSweepStats(
+            objective=total, bound=np.nan, launches=sum(map(_kernel_count, done))
+        )
         if solver.exact:
             stats.residual = largest
+            if all(launch.definite for launch in done):
+                stats.bound = above
         left = np.zeros(0, np.int64)
         if solved_rows < n_rows:
             left = np.flatnonzero(~xp.asnumpy(good[problem.order]))
@@ -234,6 +240,7 @@ class RowKernels:
             "b0": self._right_hand_sides(problem, held, stride),
             "z": z,
             "residual": xp.full(len(z), xp.nan, np.float32),
+            "bound": xp.zeros(len(z), np.float32),
             "objective": xp.zeros(len(z), np.float32),
         }
         record = np.zeros((), HALF_SWEEP)

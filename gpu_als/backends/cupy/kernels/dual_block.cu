@@ -234,6 +234,7 @@ dual_block(HalfSweep problem, const int64* rows, int64 n_rows, int chunk_width) 
             Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale_of(c);
     if (tid == 0) {
         Global<float>(problem.residual)[row.number] = share;
+        Global<float>(problem.bound)[row.number] = residual / row.shift;
         Global<float>(problem.objective)[row.number] = loss;
     }
 }

@@ -178,7 +178,8 @@ dual_warp(HalfSweep problem, const int64* rows, int64 n_rows) {
         rhs = fmaf(target, target, rhs);
         loss += z[c] * (row.shift * z[c] - 2.f * b0);
     }
-    float share = relative(group_sum(residual), group_sum(rhs));
+    residual = group_sum(residual);
+    float share = relative(residual, group_sum(rhs));
     loss = group_sum(loss);
     if (singular) share = no_number();
     if (share <= problem.residual_limit)
@@ -186,6 +187,7 @@ dual_warp(HalfSweep problem, const int64* rows, int64 n_rows) {
             Global<float>(problem.z)[row.number * stride + c] = z[c] * row.scale_of(c);
     if (lane == 0) {
         Global<float>(problem.residual)[row.number] = share;
+        Global<float>(problem.bound)[row.number] = residual / row.shift;
         Global<float>(problem.objective)[row.number] = loss;
     }
 }

@@ -21,6 +21,7 @@ struct HalfSweep {
     const float* b0;           // (n_rows, stride) before scaling, or null
     float* z;                  // (n_rows, stride): in, where iterative solvers start; out
     float* residual;           // (n_rows) |lhs z - rhs| / |rhs|, NaN where the row was not solved
+    float* bound;              // (n_rows) |lhs z - rhs|^2 / shift: how far z is from its best at most
     float* objective;          // (n_rows) what the row adds to the objective
     float ridge_all;
     float residual_limit;      // rows above it keep their z

@@ -242,6 +242,7 @@ __device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& r
                 c < problem.k ? v.z[c] * row.scale_of(c) : 0.f;
     if (threadIdx.x == 0) {
         Global<float>(problem.residual)[row.number] = share;
+        Global<float>(problem.bound)[row.number] = residual / row.shift;
         Global<float>(problem.objective)[row.number] = loss + rest;
     }
 }
