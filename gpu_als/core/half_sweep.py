@@ -170,7 +170,7 @@ class _Sweep:
             self.ops, problem, self.held, starts, counts, batch.width, scale,
             definite=batch.definite,
         )  # fmt: skip
-        stats, excess = HalfSweepStats(), xp.full(len(rows), np.nan)
+        stats, excess = HalfSweepStats(), xp.full(len(rows), np.inf)
         if basis.singular:
             z, singular = self._former(rows, scale), xp.ones(len(rows), bool)
             q = entries.predict(z)
@@ -203,7 +203,7 @@ class _Sweep:
         if final is not z:
             q = entries.predict(final)
         stats.singular = int(singular.sum())
-        stats.bound = float(xp.where(singular, np.nan, excess).sum()) if batch.definite else np.nan
+        stats.bound = float(xp.where(singular, np.inf, excess).sum()) if batch.definite else np.inf
         stats.objective = self._entry_loss(entries, q) + _row_terms(systems, final)
         return stats
 
@@ -258,7 +258,7 @@ class _Sweep:
             objective = _total((problem.rhs_only[place] - z @ basis.fixed.T) ** 2)
             objective += _total(ridge[:, None] * x * x) + _prior_terms(self.held, rows, x)
         stats.singular, stats.objective = int(singular.sum()), objective
-        stats.bound = float(xp.where(singular, np.nan, excess).sum())
+        stats.bound = float(xp.where(singular, np.inf, excess).sum())
         return stats
 
     @_quietly
@@ -271,7 +271,7 @@ class _Sweep:
         first = len(self.problem.packing.order) + number
         rows, _, scale, systems = self._systems(slice(first, first + 1))
         lhs, rhs = self._add_segments(row, systems, scale)
-        stats = HalfSweepStats(Counter(long=1), bound=np.nan)
+        stats = HalfSweepStats(Counter(long=1), bound=np.inf)
         if basis.singular:
             z, singular = self._former(rows, scale), xp.ones(1, bool)
         else:
@@ -368,14 +368,15 @@ class _Sweep:
         return _relative(xp, error, rhs), self._excess(misfit, z, systems.shift)
 
     def _excess(self, misfit: Array, z: Array, shift: Array) -> Array:
-        """Return ``|lhs z - rhs|^2 / shift`` of each row, float64; NaN without a shift.
+        """Return ``|lhs z - rhs|^2 / shift`` of each row, float64; infinity without a shift.
 
         A row ``z^T lhs z - 2 rhs^T z`` is no further than that above its minimum, under ``x >= 0``
         too, if ``lhs - shift I`` is positive semidefinite.
         """
         xp = self.ops.xp
         error = self.solver.stationary(xp, misfit, z).astype(xp.float64)
-        return row_dots(xp, error, error) / xp.where(shift > 0, shift, np.nan)
+        proven = shift > 0
+        return xp.where(proven, row_dots(xp, error, error) / xp.where(proven, shift, 1), np.inf)
 
     def _entry_loss(self, entries: Entries, q: Array) -> float:
         """Return the observed part of the objective, added in float64."""

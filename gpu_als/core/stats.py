@@ -30,8 +30,8 @@ class HalfSweepStats:
         half-sweep; under ``x >= 0`` that of the Karush-Kuhn-Tucker conditions.
     bound : float
         The objective is at most this far above the least that these rows could make it, up to
-        rounding of the residuals: ``sum_u |lhs z - rhs|^2 / shift_u``. NaN where that is not known:
-        without a ridge, with negative weights, or after solves that are not exact.
+        rounding of the residuals: ``sum_u |lhs z - rhs|^2 / shift_u``. Infinite where nothing is
+        proven: without a ridge, with negative weights, or after solves that are not exact.
     steps : Counter
         Number of rows by the conjugate-gradient steps that their exact solve took.
     objective : float

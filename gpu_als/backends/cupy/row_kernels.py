@@ -165,11 +165,11 @@ class RowKernels:
         )
         total, largest, above, solved_rows = (float(n) for n in xp.asnumpy(numbers))
         stats = HalfSweepStats(
-            objective=total, bound=np.nan, launches=sum(map(_kernel_count, done))
+            objective=total, bound=np.inf, launches=sum(map(_kernel_count, done))
         )
         if solver.exact:
             stats.residual = largest
-            if all(launch.definite for launch in done):
+            if all(launch.definite for launch in done) and not np.isnan(above):
                 stats.bound = above
         left = np.zeros(0, np.int64)
         if solved_rows < n_rows:
