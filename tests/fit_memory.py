@@ -3,7 +3,8 @@
 The bytes are those of the highest resident size during the fit, beyond what the process had before
 the data were there and after a small fit had loaded and started all that fits need. Linux only.
 
-    python fit_memory.py FOLDER '{"kind": "implicit", "shards": false, "options": {...}}'
+    python fit_memory.py FOLDER '{"kind": "implicit", "shards": false, "fused": true,
+                                  "options": {...}}'
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import scipy.sparse as sp
 
 import gpu_als
 from gpu_als import backends
+from gpu_als.backends.numpy import backend as numpy_backend
 from gpu_als.data.shards import ShardedMatrix
 
 ARRAYS = "data", "indices", "indptr"
@@ -70,6 +72,8 @@ def resident(name: str) -> int:
 def main() -> None:
     """Measure."""
     folder, case = Path(sys.argv[1]), json.loads(sys.argv[2])
+    if not case["fused"]:
+        numpy_backend.library = lambda: None
     rng = np.random.default_rng(3)
     fit(case["kind"], sp.csr_matrix(rng.integers(0, 3, (300, 200)) * 1.0), case["options"])
     backends._numpy_backend.cache_clear()  # whose threads hold what they worked in

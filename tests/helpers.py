@@ -104,8 +104,8 @@ class Case:
         )
 
     def sweep(self, solver, dtype=np.float64, *, batch_elements=1 << 20, num_threads=1, ops=None):
-        """Run a half-sweep; return the solved factors and the statistics."""
-        backend = ops or NumpyBackend(num_threads, batch_elements)
+        """Run a half-sweep, by default on the general path; return factors and statistics."""
+        backend = ops or NumpyBackend(num_threads, batch_elements, fused=False)
         solved = backend.from_host(self.start.astype(dtype))
         with backend.session():
             stats = solve_side(

@@ -128,7 +128,7 @@ class Sloppy(NumpyBackend):
     """A backend whose solutions are off by a known relative error."""
 
     def __init__(self, error, batch_elements):
-        super().__init__(1, batch_elements)
+        super().__init__(1, batch_elements, fused=False)
         self.error = error
 
     def cholesky_solve(self, lhs, rhs):
@@ -192,7 +192,15 @@ def test_rows_solved_again_are_as_good_as_float64(per_factor):
     values = rng.uniform(1, 5, len(indices)).astype(np.float32)
     rows = SparseRows(indptr, indices, values, None, 540)
     objective, solved = Explicit(1e-6, False), np.zeros((3, k), np.float32)
-    solve_side(Unsettled(1, per_factor * k), objective, rows, "users", fixed, solved, Cholesky())
+    solve_side(
+        Unsettled(1, per_factor * k, fused=False),
+        objective,
+        rows,
+        "users",
+        fixed,
+        solved,
+        Cholesky(),
+    )
     for u in range(3):
         part = slice(indptr[u], indptr[u + 1])
         wide = values[part].astype(np.float64)
@@ -203,7 +211,7 @@ def test_rows_solved_again_are_as_good_as_float64(per_factor):
 @BATCHES
 def test_not_a_number_never_reaches_the_factors(per_factor):
     case = make_case("explicit")
-    ops = Unsettled(1, per_factor * case.n_factors)
+    ops = Unsettled(1, per_factor * case.n_factors, fused=False)
     solved, stats = case.sweep(Cholesky(), np.float32, ops=ops)
     check_factors(case, Cholesky(), solved, np.float32)
     assert np.isfinite(stats.objective)

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         ("BLAS", ", ".join(found["blas"]) or "not recognised"),
         ("CuPy", found["cupy"] or "not installed"),
         ("processors", str(found["processors"])),
+        ("compiled rows", found["compiled_rows"] or "none: no C++ compiler built them"),
     ]
     if gpu is None:
         lines += [("GPU", "none is used"), ("why", found["gpu_problem"])]
@@ -84,6 +85,7 @@ def _collect() -> dict[str, Any]:
     import threadpoolctl
 
     from gpu_als import __version__
+    from gpu_als.backends.native.library import variants
 
     gpu, problem = _gpu()
     blas = {
@@ -102,6 +104,7 @@ def _collect() -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        "compiled_rows": next(iter(variants()), None),
         "gpu": gpu,
         "gpu_problem": problem,
     }

@@ -19,7 +19,7 @@ does not depend on which other rows are solved in the same call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy as np
 from gpu_als.core.ops import Ops
 from gpu_als.core.problem import Array
 
-__all__ = ["Basis", "FixedSide", "SideRidge", "gram", "make_basis"]
+__all__ = ["Basis", "FixedSide", "Multiply", "SideRidge", "gram", "make_basis"]
 
 Multiply = Callable[[Array, Array], Array]
 """:meth:`gpu_als.core.ops.Ops.rowwise_matmul` of a device."""
@@ -132,12 +132,15 @@ class FixedSide:
         Right-hand sides of the solved rows' prior, in the original coordinates.
     prior_base : float64 array, shape (k, k), or None
         The prior's share of the base, in the original coordinates.
+    kept : dict
+        What a device works out of it once for all blocks of rows.
     """
 
     basis: Basis
     offset: Array | None = None
     rhs: Array | None = None
     prior_base: Array | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     def of_rows(self, place: slice) -> FixedSide:
         """Return what goes with some of the solved rows."""

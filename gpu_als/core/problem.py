@@ -20,13 +20,13 @@ problem into an unweighted one with target ``tau``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.core.packing import Packing
+from gpu_als.core.packing import Packing, pack_rows
 
 __all__ = [
     "NO_PRIOR",
@@ -38,6 +38,7 @@ __all__ = [
     "RowProblem",
     "SparseRows",
     "load_problem",
+    "rows_left",
 ]
 
 Array = Any  # a NumPy or CuPy array
@@ -305,3 +306,30 @@ def _roots_and_targets(
             t = t / size
         tau[part] = t
     return root, tau
+
+
+def rows_left(
+    xp: Any, problem: LoadedProblem, left: np.ndarray, n_factors: int, batch_elements: int
+) -> LoadedProblem:
+    """Return the problem of the rows at some places of the packing, which rise."""
+    if not len(left):  # nothing as long as the data need be touched
+        return replace(problem, packing=pack_rows(left, n_factors, batch_elements))
+    former = problem.packing
+    indefinite = np.zeros(len(left), bool)
+    for span in former.spans:
+        here = (left >= span.start) & (left < span.stop)
+        indefinite[here] = not span.definite
+    rows = former.places[left]
+    counts = problem.host_indptr[rows + 1] - problem.host_indptr[rows]
+    packing = pack_rows(counts, n_factors, batch_elements, indefinite=indefinite)
+    moved = packing.places  # places within left
+    rhs_only = problem.rhs_only
+    if rhs_only is not None:
+        rhs_only = rhs_only[left[moved]]
+    packing = replace(
+        packing,
+        order=rows[packing.order],
+        long_rows=tuple(int(rows[place]) for place in packing.long_rows),
+    )
+    order = xp.asarray(packing.places)
+    return replace(problem, packing=packing, order=order, rhs_only=rhs_only, kept={})

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpu_als.core.basis import FixedSide
+from gpu_als.core.basis import FixedSide, Multiply
 from gpu_als.core.ops import Ops
 from gpu_als.core.problem import Array, LoadedProblem
 
@@ -24,6 +24,7 @@ __all__ = [
     "primal_system",
     "right_hand_side",
     "solve_dual",
+    "unscaled_rhs",
 ]
 
 
@@ -268,3 +269,24 @@ def add_to_diagonal(matrices: Array, shift: Array) -> None:
     """Add ``shift`` (B,) to the diagonals of ``matrices`` (B, m, m), in place."""
     m = matrices.shape[1]
     matrices.reshape(len(matrices), -1)[:, :: m + 1] += shift[:, None]
+
+
+def unscaled_rhs(
+    xp: Any, multiply: Multiply, problem: LoadedProblem, held: FixedSide
+) -> Array | None:
+    """Return what priors and noise add to the right-hand sides, shape (n_rows, k), or None.
+
+    In the coordinates of the half-sweep before any row's own column scale, which devices apply to
+    the sum.
+    """
+    basis = held.basis
+    if held.rhs is None and problem.noise is None:
+        return None
+    every = xp.arange(problem.n_rows)
+    prior, noise = held.rhs_of(every), problem.noise
+    rhs = 0 if prior is None else basis.enter_rhs(multiply, prior, None)
+    if noise is not None:
+        ridge = problem.ridge_of(xp, every, basis.fixed.dtype)
+        scale, size = basis.column_scale(xp, ridge), xp.sqrt(basis.shift(xp, ridge))[:, None]
+        rhs = rhs + noise.eta * (size if scale is None else size / scale)
+    return rhs

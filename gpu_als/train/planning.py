@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from gpu_als.backends import get_backend
+from gpu_als.backends.native.library import LINE
+from gpu_als.backends.native.rows import SHARED_FROM, workspace_bytes
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.memory import (
     DevicePlan,
@@ -122,7 +124,7 @@ def plan(
     cpu = get_backend("numpy", num_threads=threads)
     assert isinstance(cpu, NumpyBackend)
     machine = Machine(
-        Threads(cpu.num_threads, cpu.batch_elements, cpu.block_elements),
+        Threads(cpu.num_threads, cpu.batch_elements, cpu.block_elements, cpu.fused),
         device_memory,
         host_memory,
     )
@@ -325,24 +327,24 @@ class Threads:
         Array elements that a batch may use, in each thread.
     block_elements : int
         Factors that one step of a pass over all rows takes.
+    fused : bool
+        Compiled code solves all rows but the very longest.
     """
 
     number: int
     batch_elements: int
     block_elements: int
+    fused: bool
 
     def workspace(self, shape: FitShape) -> int:
         """Return the bytes that all threads use at the peak, where rows of all lengths occur."""
         k, value = shape.width, shape.value_bytes
         longest = shape.longest or shape.entries
-        longest = min(longest, max(1, self.batch_elements // k))
-        entries = round(self._rows_at_once(longest, k) * longest)
-        side = min(longest, k)
-        systems = round(self._rows_at_once(side, k) * side**2) if shape.exact else 0
-        besides = _BATCH_ENTRY_BYTES * entries
-        if k <= _SMALL_SYSTEM:
-            besides = max(besides, value * systems)
-        batch = value * (entries * k + systems) + besides + _THREAD_BYTES
+        batch = 0
+        if self.fused:
+            batch = workspace_bytes(k, value, min(longest, SHARED_FROM)) + _THREAD_BYTES
+        if not self.fused or longest > SHARED_FROM:
+            batch = max(batch, self._batch(shape, longest))
         if not shape.base:
             return self.number * batch
         factors = max(shape.users, shape.items) * k
@@ -351,6 +353,27 @@ class Threads:
         at_once = min(factors, self.number * self.block_elements)
         grams = k * k * min(blocks, _IN_FLIGHT * self.number)
         return self.number * batch + 8 * (at_once + grams)
+
+    def sweep(self, shape: FitShape) -> int:
+        """Return the bytes of what one half-sweep adds: the fixed side in its coordinates.
+
+        Compiled code has it once more where rows do not begin on cache lines as they are.
+        """
+        one = max(shape.users, shape.items) * shape.value_bytes
+        moves = shape.base or shape.bias
+        padded = -(-shape.width * shape.value_bytes // LINE) * LINE // shape.value_bytes
+        return one * (shape.width * moves + padded * self.fused)
+
+    def _batch(self, shape: FitShape, longest: int) -> int:
+        k, value = shape.width, shape.value_bytes
+        longest = min(longest, max(1, self.batch_elements // k))
+        entries = round(self._rows_at_once(longest, k) * longest)
+        side = min(longest, k)
+        systems = round(self._rows_at_once(side, k) * side**2) if shape.exact else 0
+        besides = _BATCH_ENTRY_BYTES * entries
+        if k <= _SMALL_SYSTEM:
+            besides = max(besides, value * systems)
+        return value * (entries * k + systems) + besides + _THREAD_BYTES
 
     def _rows_at_once(self, width: int, k: int) -> float:
         return self.batch_elements / row_elements(width, k)
@@ -416,8 +439,7 @@ def plan_host(
     factors = one * (shape.copies if threads else 1)
     sweep = workspace = 0
     if threads:
-        moves = shape.base or shape.bias
-        sweep = max(shape.users, shape.items) * shape.width * value if moves else 0
+        sweep = threads.sweep(shape)
         workspace = threads.workspace(shape)
     data, loading = _data(shape, threads, from_shards=from_shards, part_bytes=part_bytes)
     moments = [factors + sweep + workspace, factors + loading]

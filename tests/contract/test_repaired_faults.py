@@ -41,7 +41,7 @@ def test_alpha_counts_on_a_gpu(use_gpu, use_cg):
 def test_more_than_1024_factors_train_on_a_gpu(use_gpu, use_cg):
     few = PLAYS[:5, :7]
     found, expected = (
-        fitted(few, factors=1030, iterations=1, use_cg=use_cg, use_gpu=device)
+        fitted(few, factors=1030, regularization=0.5, iterations=1, use_cg=use_cg, use_gpu=device)
         for device in (use_gpu, False)
     )
     for side, other in zip(on_host(found), on_host(expected), strict=True):

@@ -27,10 +27,11 @@ from gpu_als.backends.cupy.launch import (
 from gpu_als.backends.cupy.nvrtc import Kernels
 from gpu_als.core.basis import FixedSide
 from gpu_als.core.memory import SPLIT_FLOATS
-from gpu_als.core.packing import Packing, pack_rows
-from gpu_als.core.problem import Array, LoadedProblem
+from gpu_als.core.packing import Packing
+from gpu_als.core.problem import Array, LoadedProblem, rows_left
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import RESIDUAL_LIMIT, HalfSweepStats
+from gpu_als.core.systems import unscaled_rhs
 
 __all__ = ["DescribedSweep", "RowKernels", "StreamPool"]
 
@@ -177,7 +178,7 @@ class RowKernels:
         for launch in done:
             failed = np.searchsorted(left, [launch.start, launch.stop])
             stats.paths[launch.path] += launch.stop - launch.start - int(failed[1] - failed[0])
-        return stats, self._rest(problem, left, k)
+        return stats, rows_left(xp, problem, left, k, self.batch_elements)
 
     def plan(self, problem: LoadedProblem, held: FixedSide, solver: Solver) -> Plan:
         """Return the launches of a half-sweep: none where kernels do not serve it."""
@@ -263,18 +264,11 @@ class RowKernels:
         if problem.rhs_only is None and held.rhs is None and problem.noise is None:
             return None
         b0 = xp.zeros((problem.n_rows, stride), np.float32)
-        own = b0[:, : basis.fixed.shape[1]]
         if problem.rhs_only is not None:
             problem.rhs_only.write(basis.fixed, b0, problem.order)
-        every = xp.arange(problem.n_rows)
-        prior = held.rhs_of(every)
-        if prior is not None:
-            own += basis.enter_rhs(partial(rowwise_matmul, xp), prior, None)
-        if problem.noise is not None:
-            ridge = problem.ridge_of(xp, every, np.dtype(np.float32))
-            scale = basis.column_scale(xp, ridge)
-            size = xp.sqrt(basis.shift(xp, ridge))[:, None]
-            own += problem.noise.eta * (size if scale is None else size / scale)
+        rhs = unscaled_rhs(xp, partial(rowwise_matmul, xp), problem, held)
+        if rhs is not None:
+            b0[:, : basis.fixed.shape[1]] += rhs
         return b0
 
     def launch(self, launch: Launch, sweep: DescribedSweep) -> None:
@@ -330,31 +324,6 @@ class RowKernels:
         if kernel.max_dynamic_shared_size_bytes < shared_bytes:
             kernel.max_dynamic_shared_size_bytes = shared_bytes
         return kernel
-
-    def _rest(self, problem: LoadedProblem, left: np.ndarray, k: int) -> LoadedProblem:
-        """Return the problem of the rows at these places, in ascending order."""
-        if not len(left):  # nothing as long as the data need be touched
-            nothing = pack_rows(left, k, self.batch_elements)
-            return replace(problem, packing=nothing)
-        former = problem.packing
-        indefinite = np.zeros(len(left), bool)
-        for span in former.spans:
-            here = (left >= span.start) & (left < span.stop)
-            indefinite[here] = not span.definite
-        rows = former.places[left]
-        counts = problem.host_indptr[rows + 1] - problem.host_indptr[rows]
-        packing = pack_rows(counts, k, self.batch_elements, indefinite=indefinite)
-        moved = packing.places  # places within left
-        rhs_only = problem.rhs_only
-        if rhs_only is not None:
-            rhs_only = rhs_only[left[moved]]
-        packing = replace(
-            packing,
-            order=rows[packing.order],
-            long_rows=tuple(int(rows[place]) for place in packing.long_rows),
-        )
-        order = self.xp.asarray(packing.places)
-        return replace(problem, packing=packing, order=order, rhs_only=rhs_only)
 
 
 def _as_float32(array: Array | None) -> Array | None:

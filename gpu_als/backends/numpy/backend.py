@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gpu_als.backends.native.library import library
+from gpu_als.backends.native.rows import solve_rows
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.lapack import cholesky_solve
 from gpu_als.core.basis import FixedSide
@@ -42,6 +44,8 @@ class NumpyBackend:
         Threads to work with; 0 means all the processors this process may use.
     batch_elements : int
         Array elements that one batch may use, per thread.
+    fused : bool
+        Solve rows by compiled code where it was built; without it every row takes the general path.
     """
 
     name = "numpy"
@@ -49,7 +53,10 @@ class NumpyBackend:
     block_elements = 1 << 20
     stores_half = False
 
-    def __init__(self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS) -> None:
+    def __init__(
+        self, num_threads: int = 0, batch_elements: int = _BATCH_ELEMENTS, *, fused: bool = True
+    ) -> None:
+        self.fused = fused and library() is not None
         self._all_threads = _usable_processors()
         self.num_threads = num_threads or self._all_threads
         self.batch_elements = batch_elements
@@ -112,7 +119,9 @@ class NumpyBackend:
     def solve_fused(
         self, problem: LoadedProblem, held: FixedSide, solved: np.ndarray, solver: Solver
     ) -> tuple[HalfSweepStats, LoadedProblem]:
-        """Leave all rows to batches, which a CPU is good at."""
+        """Solve rows by compiled code, where it was built."""
+        if self.fused:
+            return solve_rows(self, problem, held, solved, solver, self._pool, self.num_threads)
         return HalfSweepStats(), problem
 
     def available_memory(self) -> None:
