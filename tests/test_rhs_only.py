@@ -76,9 +76,7 @@ def test_rows_do_not_depend_on_their_company(load):
     some = np.array([9, 0, 2, 11, 7])
     np.testing.assert_array_equal(to_host(rows[some] @ on_device), whole[some])
     np.testing.assert_array_equal(to_host(rows[some][1:4] @ on_device), whole[some][1:4])
-    np.testing.assert_array_equal(
-        to_host(rows[3:][some[some < 9]] @ on_device), whole[[3, 5, 10]]
-    )
+    np.testing.assert_array_equal(to_host(rows[3:][some[some < 9]] @ on_device), whole[[3, 5, 10]])
 
 
 def test_rows_go_where_they_are_wanted(load, cupy_backend):  # noqa: F811

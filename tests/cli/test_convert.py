@@ -69,7 +69,7 @@ def test_several_files_and_options_between_them(files, tmp_path, capsys):
     assert run(files / "test.csv", tmp_path / "n", "-q", "--append") == 0
     assert ShardedMatrix.open(tmp_path / "n").shape == alone
     assert run(files / "test.csv", tmp_path / "n", "-q", "--append", "--resume") == 0
-    assert ShardedMatrix.open(tmp_path / "n").manifest.generation == 1
+    assert ShardedMatrix.open(tmp_path / "n").manifest.version == 1
 
 
 @pytest.mark.parametrize(

@@ -174,22 +174,22 @@ def append(
     path = Path(folder)
     Manifest.read(path)  # fails before a folder is made where none is
     with claimed(path):
-        base = ShardedMatrix.open(path)
+        existing = ShardedMatrix.open(path)
         task = Task(
             folder=path,
             sources=_open_sources(
                 sources, Columns(user, item, rating), TextForm(delimiter, header)
             ),
-            base=base,
-            duplicates=base.manifest.duplicates,
-            value_type=base.value_type,
+            existing=existing,
+            duplicates=existing.manifest.duplicates,
+            value_type=existing.value_type,
             lossy=lossy,
             shard_bytes=shard_bytes,
             memory=memory,
             show_progress=show_progress,
         )
-        if resume and _is_result(base, task):
-            return base
+        if resume and _is_result(existing, task):
+            return existing
         return _run(task, resume=resume)
 
 
@@ -202,7 +202,7 @@ def _open_sources(sources: Sources, columns: Columns, form: TextForm) -> tuple[S
 
 def _is_result(found: ShardedMatrix, task: Task) -> bool:
     """Tell whether the task was done already, and if so remove what a killed run has left."""
-    same = found.manifest.source == task.digest(found.manifest.generation)
+    same = found.manifest.source == task.digest(found.manifest.version)
     if same:
         discard(task.folder, found.manifest.names())
     return same
@@ -210,7 +210,7 @@ def _is_result(found: ShardedMatrix, task: Task) -> bool:
 
 def _run(task: Task, *, resume: bool) -> ShardedMatrix:
     """Do what is left of the task; the folder is claimed."""
-    identity = task.identity(task.generation)
+    identity = task.identity(task.version)
     journal = Journal.load(task.work) if resume else None
     if journal is None:
         discard(task.folder, task.kept)
@@ -229,11 +229,11 @@ def _run(task: Task, *, resume: bool) -> ShardedMatrix:
             discard(task.folder, task.kept)
         raise
     manifest = Manifest(
-        generation=task.generation,
+        version=task.version,
         shape=journal.shape,
         nnz=sum(shard.nnz for shard in journal.finished["users"]),
         duplicates=task.duplicates,
-        source=task.digest(task.generation),
+        source=task.digest(task.version),
         value_type=task.value_type,
         codes=tuple(journal.codes),
         ids=journal.ids,

@@ -125,9 +125,9 @@ class Runs:
         entries = np.empty(len(keys), self._dtype)
         entries["key"], entries["value"] = keys[order], values[order]
         found, firsts = np.unique(parts[order], return_index=True)
-        for part, piece in zip(found.tolist(), np.split(entries, firsts[1:]), strict=True):
+        for part, chunk in zip(found.tolist(), np.split(entries, firsts[1:]), strict=True):
             with self.path(part).open("ab") as stream:
-                stream.write(piece.view(np.uint8).data)
+                stream.write(chunk.view(np.uint8).data)
 
     def sorted(self, part: int, duplicates: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the entries of a part by ascending key, each cell once.

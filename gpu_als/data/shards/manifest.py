@@ -45,7 +45,7 @@ class Manifest:
 
     Attributes
     ----------
-    generation : int
+    version : int
         0 for a new folder; every append adds one. Names of files begin with it.
     shape : (int, int)
         Users and items.
@@ -63,7 +63,7 @@ class Manifest:
         For each side, in the order of the rows.
     """
 
-    generation: int
+    version: int
     shape: tuple[int, int]
     nnz: int
     duplicates: str
@@ -91,6 +91,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Put the manifest into place at one blow, which makes the folder readable."""
         body = asdict(self) | {"format": _FORMAT, "dtypes": self._dtypes()}
+        body["generation"] = body.pop("version")  # as format 1 calls it
         text = json.dumps(body | {"checksum": _checksum(body)}, indent=1)
         with replacing(folder / MANIFEST) as stream:
             stream.write(text.encode())
@@ -137,7 +138,7 @@ class Manifest:
             users, items = body["shape"]
             parsed = cls(
                 shape=(whole(users, least=1), whole(items, least=1)),
-                generation=whole(body["generation"]),
+                version=whole(body["generation"]),
                 nnz=whole(body["nnz"]),
                 duplicates=one_of(body["duplicates"], ("sum", "last")),
                 source=_text(body["source"]),
