@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.k < 1:
         raise InputError(f"-k must be at least 1, not {args.k}")
     case = _saved(args) if args.split is None else _split(args)
-    model, rows, columns, ratings, had, n_dropped = case
+    model, rows, columns, ratings, seen, n_dropped = case
     if len(rows) == 0:
         raise InputError("no test rating has a user and an item that the model knows")
     explicit = isinstance(model, ExplicitALS)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
                 raise InputError("--min-rating: the test file has no ratings; leave it out")
             rows, columns = rows[ratings >= args.min_rating], columns[ratings >= args.min_rating]
         test = scoring.pairs_matrix(model, rows, columns)
-        ranking, n_users = scoring.ranking_metrics(model, test, had, args.k)
+        ranking, n_users = scoring.ranking_metrics(model, test, seen, args.k)
         results |= ranking
     if args.json:
         print_json(
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.split is None:
         lines.append(("dropped", f"{n_dropped:,} of users or items unknown to the model"))
     if n_users is not None:
-        left_out = "" if had is not None else "; no --train, so nothing is left out of their lists"
+        left_out = "" if seen is not None else "; no --train, so nothing is left out of their lists"
         lines.append(("users ranked", f"{n_users:,}{left_out}"))
     print_pairs([*lines, *((name, f"{value:.4f}") for name, value in results.items())])
     return 0
@@ -119,7 +119,7 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     """Return model, test rows, columns and ratings, training matrix, number of dropped ratings."""
     from gpu_als.cli import scoring
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.seen import items_had
+    from gpu_als.cli.seen import seen_items
     from gpu_als.data.readers import read_triples
 
     if len(args.files) != 2:
@@ -133,10 +133,10 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     refuse_folder(args.files[1], "TEST", "pass the file of held-out ratings")
     users, items, ratings = read_triples(args.files[1], **reading_arguments(args))
     rows, columns, known = scoring.rows_of(model, users, items)
-    had = None if args.train is None else items_had(args, model, args.train)
+    seen = None if args.train is None else seen_items(args, model, args.train)
     if ratings is not None:
         ratings = ratings[known]
-    return model, rows[known], columns[known], ratings, had, int((~known).sum())
+    return model, rows[known], columns[known], ratings, seen, int((~known).sum())
 
 
 def _split(args: argparse.Namespace) -> tuple[Any, ...]:

@@ -281,13 +281,13 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
 
 def _rank(model: Any, ratings: Any, validation: tuple[Any, Any, Any]) -> dict[str, float]:
     from gpu_als.cli.scoring import pairs_matrix, ranking_metrics
-    from gpu_als.cli.seen import ItemsInFolder
+    from gpu_als.cli.seen import SeenInShards
     from gpu_als.data import Interactions
 
     in_memory = isinstance(ratings, Interactions)
-    had = ratings.user_items if in_memory else ItemsInFolder(ratings, model)
+    seen = ratings.user_items if in_memory else SeenInShards(ratings, model)
     test = pairs_matrix(model, validation[0], validation[1])
-    return ranking_metrics(model, test, had, _RANKED)[0]
+    return ranking_metrics(model, test, seen, _RANKED)[0]
 
 
 def _print_report(

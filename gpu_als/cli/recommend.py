@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     from gpu_als.cli.models import load_model
     from gpu_als.cli.scoring import best_lists
-    from gpu_als.cli.seen import items_had
+    from gpu_als.cli.seen import seen_items
 
     check_folder(args.output, "-o")
     if args.ratings is not None and os.path.isdir(args.ratings):
@@ -65,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args, args.model)
     wanted = args.users if args.users_file is None else _read_ids(args.users_file)
     users = np.arange(len(model.user_factors)) if wanted is None else model.user_index(wanted)
-    had = None if args.ratings is None else items_had(args, model, args.ratings)
+    seen = None if args.ratings is None else seen_items(args, model, args.ratings)
     n_written = 0
     with _opened(args.output) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("user", "rank", "item", "score"))
-        for batch, found, scores in best_lists(model, users, had, args.n):
+        for batch, found, scores in best_lists(model, users, seen, args.n):
             user_ids = batch if model.user_ids is None else model.user_ids[batch]
             item_ids = found if model.item_ids is None else model.item_ids[found]
             for user, items, places, values in zip(

@@ -13,12 +13,12 @@ from gpu_als.cli.models import AnyModel
 from gpu_als.errors import InputError
 from gpu_als.models import ExplicitALS
 
-__all__ = ["Had", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics", "rows_of"]
+__all__ = ["Seen", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics", "rows_of"]
 
 _USERS_AT_ONCE = 1000
 
 
-class Had(Protocol):
+class Seen(Protocol):
     """What users are not to be shown: a CSR matrix, or what gives its rows."""
 
     def __getitem__(self, users: np.ndarray) -> sp.csr_matrix:
@@ -43,21 +43,21 @@ def pairs_matrix(model: AnyModel, rows: np.ndarray, columns: np.ndarray) -> sp.c
 
 
 def best_lists(
-    model: AnyModel, users: np.ndarray, had: Had | None, n_best: int
+    model: AnyModel, users: np.ndarray, seen: Seen | None, n_best: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield users (n,), their best items (n, n_best), -1 in empty places, and the scores.
 
     Parameters
     ----------
-    had : Had, or None
+    seen : Seen, or None
         What each user is not to be shown, by row number.
     """
     for start in range(0, len(users), _USERS_AT_ONCE):
         batch = users[start : start + _USERS_AT_ONCE]
-        if had is None:
+        if seen is None:
             found, scores = model.recommend(batch, N=n_best, filter_already_liked_items=False)
         else:
-            found, scores = model.recommend(batch, had[batch], N=n_best)
+            found, scores = model.recommend(batch, seen[batch], N=n_best)
             # what is filtered comes last, with the lowest score there is
             found = np.where(scores > np.finfo(scores.dtype).min, found, -1)
         yield batch, found, scores
@@ -72,13 +72,13 @@ def rating_metrics(
 
 
 def ranking_metrics(
-    model: AnyModel, test: sp.csr_matrix, had: Had | None, k: int
+    model: AnyModel, test: sp.csr_matrix, seen: Seen | None, k: int
 ) -> tuple[dict[str, float], int]:
     """Return textbook metrics of the lists of the users with test items, and their number."""
     users = np.flatnonzero(np.diff(test.indptr))
     if len(users) == 0:
         raise InputError("no test item is left to rank; check the ids and --min-rating")
-    ranked = np.concatenate([found for _, found, _ in best_lists(model, users, had, k)])
+    ranked = np.concatenate([found for _, found, _ in best_lists(model, users, seen, k)])
     measures = {
         "precision": metrics.precision_at_k,
         "recall": metrics.recall_at_k,

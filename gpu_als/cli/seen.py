@@ -10,24 +10,24 @@ import scipy.sparse as sp
 
 from gpu_als.cli.models import AnyModel
 from gpu_als.cli.options import reading_arguments
-from gpu_als.cli.scoring import Had, pairs_matrix, rows_of
+from gpu_als.cli.scoring import Seen, pairs_matrix, rows_of
 from gpu_als.data.ids import IdMap
 from gpu_als.data.readers import read_triples
 from gpu_als.data.shards import ShardedMatrix
 
-__all__ = ["ItemsInFolder", "items_had"]
+__all__ = ["SeenInShards", "seen_items"]
 
 
-def items_had(args: argparse.Namespace, model: AnyModel, source: str) -> Had:
+def seen_items(args: argparse.Namespace, model: AnyModel, source: str) -> Seen:
     """Return what the model's users have in a file or folder."""
     if os.path.isdir(source):
-        return ItemsInFolder(ShardedMatrix.open(source), model)
+        return SeenInShards(ShardedMatrix.open(source), model)
     pairs = read_triples(source, **reading_arguments(args))[:2]
     rows, columns, known = rows_of(model, *pairs)
     return pairs_matrix(model, rows[known], columns[known])
 
 
-class ItemsInFolder:
+class SeenInShards:
     """The items of users in shards, in the rows and columns of a model.
 
     Only the rows of the users asked for are read.

@@ -167,7 +167,7 @@ class _Member:
         self.token, self.place = token, place
         self._backend, self._rank, self._nccl = backend, rank, cast(Any, backend).nccl()
         self._communicator: Any = None
-        self._lock = threading.Lock()  # nobody looks for errors of what is being aborted
+        self._lock = threading.Lock()  # no check for errors while aborting
         self._given_up = threading.Event()
 
     def connect(self, identity: Any, n_members: int) -> None:
@@ -190,7 +190,7 @@ class _Member:
             raise ExchangeError("NCCL does not bring what is sent")
 
     def gather(self, own: Any, bounds: Sequence[int]) -> Any:
-        """See :func:`gather`."""
+        """Return the factors of a side, given those that this member has."""
         xp = self._backend.xp
         every = xp.empty((bounds[-1], own.shape[1]), own.dtype)
         every[bounds[self._rank] : bounds[self._rank + 1]] = own

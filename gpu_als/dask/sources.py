@@ -82,7 +82,7 @@ class DaskInteractions(TrainingData):
         super().__init__(data.users, data.items, data.user_ids, data.item_ids)
 
     def map_blocks(self, function: Callable[[int, SparseRows], T]) -> list[T]:
-        """See :class:`~gpu_als.train.training_data.TrainingData`.
+        """Return ``function(first_row, rows)`` of every block of the users' rows, in order.
 
         Workers call the function, unless the client has the rows in its memory.
         """
@@ -97,7 +97,7 @@ class DaskInteractions(TrainingData):
         return [result for found in cluster.collect(futures) for result in found]
 
     def engine(self, objective: Objective, n_factors: int, choice: BackendChoice) -> DaskEngine:
-        """See :class:`~gpu_als.train.training_data.TrainingData`."""
+        """Return the engine whose half-sweeps run on the cluster's workers."""
         return DaskEngine(self._cluster, (self.users, self.items), objective, n_factors, choice)
 
 

@@ -320,7 +320,7 @@ def begin(
     file = _file_to_read(place, resume)
     if place is None and file is None:
         return Run(None, None, report, None)
-    fit = _what_it_is(parameters, data, shapes, report.entries)
+    fit = _identity(parameters, data, shapes, report.entries)
     writer = None if place is None else Writer(place, fit)
     if file is None:
         return Run(None, None, report, writer)
@@ -350,7 +350,7 @@ def _file_to_read(place: Checkpoint | None, resume: Any) -> Any:
     return place.path if place.path.exists() else None
 
 
-def _what_it_is(
+def _identity(
     parameters: dict[str, Any],
     data: dict[str, Callable[[], str]],
     shapes: tuple[tuple[int, int], ...],

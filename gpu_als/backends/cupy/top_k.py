@@ -391,7 +391,7 @@ class FusedTopK:
         liked: sp.csr_matrix | None,
         filter_items: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """See :meth:`gpu_als.core.ops.Backend.top_k`."""
+        """Return the best items and their scores; None where no kernel serves the call."""
         if users.dtype != np.float32 or n_best > MOST_BEST:
             return None
         xp = self.xp
