@@ -208,7 +208,7 @@ def hit_matrix(
     # Not np.unique: NumPy 2.3 and later hash before they sort, which takes fifty times as long.
     keys = keys[np.append(True, keys[1:] != keys[:-1])]
     n_relevant = np.bincount(keys // n_items, minlength=n_users).astype(np.int64)
-    # An id outside the catalogue is no hit, but its key would be that of another user's item.
+    # An id outside the catalogue is not a hit, but its key would be that of another user's item.
     asked = np.where((lists >= 0) & (lists < n_items), lists + users[:, None] * n_items, -1)
     place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     hits[:, : lists.shape[1]] = keys[place] == asked
@@ -300,7 +300,7 @@ def _renumber(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Renumber the relevant items 0, 1, ... so that keys (user, item) fit in 64 bits.
 
-    Hashed ids need this: they are few and far apart. Ids that are relevant to nobody become -1.
+    Hashed ids need this: they are few and far apart. Ids that are relevant to no user become -1.
     """
     catalogue, items = np.unique(items, return_inverse=True)
     place = np.minimum(np.searchsorted(catalogue, lists), len(catalogue) - 1)

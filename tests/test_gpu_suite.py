@@ -524,7 +524,7 @@ def test_time_limits_are_kept_and_what_is_left_is_shared(tiny, tmp_path, monkeyp
         assert [row["took"] for row in entry["rows"]] == [4, 7]
     assert a["note"] == "stopped after 11 s of 10; the rest is left out"
     assert late == {"rows": [], "note": "left out: no time"}
-    assert status == 0  # a note is no failure
+    assert status == 0  # a note is not a failure
 
 
 def test_an_alarm_ends_a_measurement_under_way(tiny, tmp_path, monkeypatch):

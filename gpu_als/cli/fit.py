@@ -73,7 +73,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", metavar="STATE.npz",
-        help="save the state of the training there as it goes on (default: it is not saved)",
+        help="save the state of the training there (default: it is not saved)",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint-seconds", type=float, metavar="S",
@@ -81,7 +81,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true",
-        help="go on from the state in --checkpoint if it is there: run a command that was killed "
+        help="continue from the state in --checkpoint if it exists: run a command that was killed "
         "once more with this option",
     )  # fmt: skip
     parser.add_argument(
@@ -232,7 +232,7 @@ def _checkpoint(args: argparse.Namespace) -> Checkpoint | None:
         return None
     checkpoint = Checkpoint(args.checkpoint, seconds=args.checkpoint_seconds)
     if args.resume and checkpoint.path.exists():
-        say(args, f"Going on from {checkpoint.path}")
+        say(args, f"Continuing from {checkpoint.path}")
     elif args.resume:
         say(args, f"There is no {checkpoint.path} yet; starting afresh")
     return checkpoint
@@ -300,7 +300,7 @@ def _print_report(
     print(report)
     print(f"stopped because {_WHY['callback' if interrupted else report.stopped]}")
     if interrupted and args.checkpoint is not None:
-        print("The same command with --resume goes on from here.")
+        print("The same command with --resume continues from here.")
     if quality:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
         print(f"held-out ranking: {shown}")

@@ -75,7 +75,7 @@ def train(
     """Fit either kind of model; only an explicit one watches the validation set.
 
     With ``warm_start`` it starts from its factors, as an implicit one that has some always does.
-    ``state`` is what ``fit`` takes to save its state and go on from one.
+    ``state`` is what ``fit`` takes to save its state and continue from one.
     """
     if isinstance(model, ExplicitALS):
         model.fit(
@@ -138,7 +138,7 @@ def _use_gpu(args: argparse.Namespace) -> bool | None:
 
 
 def _is_explicit(file: str) -> bool:
-    """Tell by its list of arrays; a file without one is left to ``load``, which explains."""
+    """Read it off the list of arrays; ``load`` explains what is wrong with files without one."""
     path = file if os.path.exists(file) else f"{file}.npz"
     try:
         with zipfile.ZipFile(path) as archive:

@@ -3,7 +3,7 @@
 A half-sweep is one task for each range of rows: it gathers the other side, solves its rows and
 keeps them. What a fit is at any moment is a graph of such tasks, so whatever is lost with a worker
 is computed again by Dask from what is left, and comes out the same. Now and then factors pass
-through the client, and the graph begins anew from there, lest a loss cost the work of hours.
+through the client, and the graph begins anew from there, so that a loss does not cost hours.
 
 Where all workers have a GPU of their own and NCCL, a half-sweep gathers the other side by it. Then
 tasks need one another at the same time, and none can be computed again by itself. If one is lost,

@@ -111,7 +111,7 @@ def _size_of_side(side: Side) -> int:
 
 
 def is_there(side: Side) -> bool:
-    """Tell that a worker has made a side, which itself need not travel for it."""
+    """Return once a worker has made a side, which itself need not travel for it."""
     return True
 
 

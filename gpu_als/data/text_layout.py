@@ -208,7 +208,7 @@ def _positions(
 
 
 def is_number(text: str) -> bool:
-    """Tell whether Python reads a text as a number."""
+    """Return whether Python reads a text as a number."""
     try:
         float(text)
     except ValueError:

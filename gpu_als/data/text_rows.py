@@ -180,7 +180,7 @@ def _parse_integers(text: str, layout: Layout) -> Triples | None:
 
 
 def _may_hide_text(text: str) -> bool:
-    """Tell whether parsing integers could lose a leading zero or a sign."""
+    """Return whether parsing integers could lose a leading zero or a sign."""
     if "+" in text:
         return True
     codes = np.frombuffer(f"\n{text}\n".encode(), np.uint8)

@@ -72,7 +72,9 @@ class TextStream:
 def _decode(chunk: bytes, path: Path, line: int) -> str:
     if b"\0" in chunk:
         line += chunk.count(b"\n", 0, chunk.index(b"\0"))
-        raise ReadError(f"{path}:{line}: found a NUL byte; this is no text file, or a damaged one")
+        raise ReadError(
+            f"{path}:{line}: found a NUL byte; this is not a text file, or a damaged one"
+        )
     try:
         return chunk.decode("utf-8")
     except UnicodeDecodeError as error:

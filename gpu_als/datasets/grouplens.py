@@ -100,8 +100,8 @@ def movielens(
     InputError
         If there is no such release.
     DownloadError
-        If the archive cannot be downloaded. What was received is kept, and the next call goes on
-        from there.
+        If the archive cannot be downloaded. What was received is kept, and the next call
+        continues from there.
     ReadError
         If the archive in the cache folder is not the published one.
 

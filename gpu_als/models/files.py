@@ -119,7 +119,7 @@ def load(file: File, form: Format, make: Any) -> tuple[Any, Fitted]:
     kind = stored.pop("kind", None)
     is_one = any(f"{form.prefix}{name}" in stored for name in form.needed)
     if (None if kind is None else str(kind)) != form.kind or not is_one:
-        raise ModelFileError(f"{file}: this is no {form.title} model")
+        raise ModelFileError(f"{file}: holds no {form.title} model")
     kinds = ("factors", "biases", "ids") if form.biases else ("factors", "ids")
     sides = [
         {what: stored.pop(f"{name}_{what}", None) for what in kinds} for name in ("user", "item")

@@ -174,7 +174,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         checkpoint : path or Checkpoint, optional
             Where, and how often, to save the state of the fit.
         resume : path or bool, optional
-            Go on from a saved state, to the same factors as if the fit had not been interrupted:
+            Continue from a saved state, to the same factors as if the fit had not been interrupted:
             to the bit on the same kind of device. True: from the file of ``checkpoint`` where it
             is there, else afresh, so that a script that was killed can be run again as it is.
             ``iterations`` counts from the very start.

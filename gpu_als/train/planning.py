@@ -279,10 +279,10 @@ class FitPlan:
         return FitPlan.of(replace(self.shape, factors=factors), self.machine).fits
 
     def _fits_on(self, n_workers: int) -> bool:
-        """Tell whether so many machines would do, each with its share of the rows of both sides.
+        """Return whether so many machines suffice, each with its share of the rows of both sides.
 
-        A worker has the pieces of the whole fixed side, puts them together and takes them into
-        their coordinates; of its own rows it keeps what they were and what they become.
+        A worker has the blocks of the whole fixed side, joins them and takes them into their
+        coordinates; of its own rows it keeps what they were and what they become.
         """
         entries = -(-self.shape.entries // n_workers)
         share = FitPlan.of(replace(self.shape, entries=entries), self.machine)

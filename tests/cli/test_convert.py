@@ -87,7 +87,7 @@ def test_several_files_and_options_between_them(files, tmp_path, capsys):
         (["a.csv", "m", "--append"], "m: no such folder of shards"),
         (
             ["a.csv", "m", "--append", "--value-type", "codes"],
-            "--value-type: --append goes on with",
+            "--value-type: --append keeps",
         ),
         (["a.csv", "a.csv"], "a.csv: File exists"),
     ],

@@ -269,7 +269,7 @@ def test_a_new_user_gets_recommendations_at_once(use_gpu):
 
 @both_sides
 def test_partial_fit_does_not_write_to_factors_that_others_hold(use_gpu, side):
-    """Who took a side, or both, before the call goes on reading what was there."""
+    """Who took a side, or both, before the call reads what was there."""
     model = trained(use_gpu)
     held_by_others = model.user_factors, model.item_factors
     copies = [np.array(one) for one in held_by_others]

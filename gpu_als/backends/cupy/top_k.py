@@ -32,7 +32,7 @@ __all__ = [
 GetKernel = Callable[[str, str, tuple[tuple[str, int], ...]], Any]
 
 MOST_BEST = 4096
-"""The largest n_best; beyond it lists are long, and a full sort is no worse."""
+"""The largest n_best; beyond it lists are long, and a full sort is not worse."""
 
 _USERS, _ITEMS, _ROW, _PENDING = 16, 128, 20, 64  # of a warp; top_k.cu
 _KEY_BYTES = 8
@@ -309,7 +309,7 @@ def run_top_k(
         ``indptr`` and ``indices`` of the items that each user must not get, rising in each row.
         Row i belongs to ``users[i]``; ``indptr`` need not begin at 0.
     excluded_everywhere : uint32 array on the device, optional
-        Items that nobody must get, as bits (:func:`bits_of`).
+        Items that no user may get, as bits (:func:`bits_of`).
 
     Returns
     -------

@@ -85,8 +85,8 @@ def convert(
     memory : int
         How many bytes the process may take.
     resume : bool
-        Whether to go on from the last completed step of an unfinished conversion of the same files
-        with the same options. Otherwise one is discarded.
+        Whether to continue an unfinished conversion of the same files with the same options after
+        its last completed step. Otherwise it is discarded.
     show_progress : bool
 
     Returns
@@ -142,7 +142,7 @@ def append(
 ) -> ShardedMatrix:
     """Append files of ratings to a folder of shards.
 
-    All shards are written anew, beside the old ones, and take their place at one blow; what was
+    All shards are written anew, beside the old ones, and replace them in one step; what was
     opened before can be read on until the next time. Users and items keep their rows, and new ones
     get the rows behind them, in ascending order of their ids. A new rating of a user and item that
     have one is added to it or replaces it, as the folder's duplicates were treated.
@@ -155,7 +155,7 @@ def append(
     folder : path
         What :func:`convert` has made.
     resume : bool
-        Whether to go on from the last completed step of an unfinished run of the same files. If
+        Whether to continue from the last completed step of an unfinished run of the same files. If
         they are what was appended last, nothing is done.
 
     Returns
@@ -201,7 +201,7 @@ def _open_sources(sources: Sources, columns: Columns, form: TextForm) -> tuple[S
 
 
 def _is_result(found: ShardedMatrix, task: Task) -> bool:
-    """Tell whether the task was done already, and if so remove what a killed run has left."""
+    """Return whether the task was done already, and if so remove what a killed run has left."""
     same = found.manifest.source == task.digest(found.manifest.version)
     if same:
         discard(task.folder, found.manifest.names())
@@ -225,7 +225,7 @@ def _run(task: Task, *, resume: bool) -> ShardedMatrix:
             sort_out(task, journal)
         build(task, journal)
     except BaseException:
-        if journal.stage == "read":  # there is nothing to go on from
+        if journal.stage == "read":  # there is nothing to continue from
             discard(task.folder, task.kept)
         raise
     manifest = Manifest(

@@ -38,7 +38,7 @@ def write_ids(
     Raises
     ------
     InputError
-        For a text that is no Unicode.
+        For a text that is not Unicode.
     """
     if ids is None:
         return None

@@ -109,9 +109,9 @@ def parse_ids(body: Any) -> IdRecord | None:
 def _parse_file(body: Any) -> FileRecord:
     name, checksum = body["name"], body["sha256"]
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise ValueError(f"{name!r} is no plain name of a file")
+        raise ValueError(f"{name!r} is not the plain name of a file")
     if not (isinstance(checksum, str) and _SHA256.fullmatch(checksum)):
-        raise ValueError(f"{checksum!r} is no SHA-256")
+        raise ValueError(f"{checksum!r} is not a SHA-256")
     return FileRecord(name, whole(body["bytes"]), checksum)
 
 

@@ -75,7 +75,7 @@ class Task:
         return frozenset() if self.existing is None else self.existing.manifest.names()
 
     def identity(self, version: int) -> dict[str, Any]:
-        """Return what tells this conversion from others, by names that messages use."""
+        """Return what identifies this conversion, by names that messages use."""
         return {
             "files": [source.fingerprint for source in self.sources],
             "columns or form of text": [source.reading for source in self.sources],
