@@ -234,7 +234,7 @@ def test_parameters_round_trip():
         "use_native": False, "use_cg": False, "use_gpu": False, "iterations": 3,
         "calculate_training_loss": True, "num_threads": 2, "random_state": 5,
         "unobserved_weight": 0.5, "regularization_exponent": 0.75,
-        "precision": "tf32x3",
+        "precision": "tf32x3", "solver_tol": 1e-6,
     }  # fmt: skip
     model = AlternatingLeastSquares(**given)
     assert model.get_params() == given
