@@ -123,7 +123,7 @@ class Estimator(HasParameters):
         """Return what solves rows after training."""
         raise NotImplementedError
 
-    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
+    def _check_values(self, rows: sp.csr_matrix, name: str) -> None:
         """Refuse values that are too large to be solved with."""
         raise NotImplementedError
 

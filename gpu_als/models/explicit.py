@@ -299,8 +299,8 @@ class ExplicitALS(Estimator):
         own = self._solver(side, bias=bias)
         return own if own.exact else Certified(self.solver_tol)
 
-    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
-        check_magnitude(rows, dtype=rows.dtype, name=name, first_row=first_row)
+    def _check_values(self, rows: sp.csr_matrix, name: str) -> None:
+        check_magnitude(rows, dtype=rows.dtype, name=name)
 
     def _weighed(
         self, entries: Any, sample_weight: Any, matrix: sp.csr_matrix, name: str

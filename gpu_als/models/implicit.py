@@ -254,8 +254,8 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
     def _exact_solver(self, side: str, *, bias: bool) -> Solver:
         return Certified(self.solver_tol)
 
-    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
-        _check_confidences(rows, self.alpha, name, first_row)
+    def _check_values(self, rows: sp.csr_matrix, name: str) -> None:
+        _check_confidences(rows, self.alpha, name)
 
     @classmethod
     def _from_stored(cls, values: dict[str, Any]) -> AlternatingLeastSquares:
