@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gpu_als.cli.folders import refuse_folder
 from gpu_als.cli.options import (
     MODEL_OPTIONS,
     add_device_options,
@@ -15,7 +14,7 @@ from gpu_als.cli.options import (
     new_command,
     reading_arguments,
 )
-from gpu_als.cli.output import print_json, print_pairs
+from gpu_als.cli.output import print_json, print_pairs, refuse_folder
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
@@ -119,7 +118,6 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     """Return model, test rows, columns and ratings, training matrix, number of dropped ratings."""
     from gpu_als.cli import scoring
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.seen import seen_items
     from gpu_als.data.readers import read_triples
 
     if len(args.files) != 2:
@@ -133,7 +131,7 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     refuse_folder(args.files[1], "TEST", "pass the file of held-out ratings")
     users, items, ratings = read_triples(args.files[1], **reading_arguments(args))
     rows, columns, known = scoring.rows_of(model, users, items)
-    seen = None if args.train is None else seen_items(args, model, args.train)
+    seen = None if args.train is None else scoring.seen_items(args, model, args.train)
     if ratings is not None:
         ratings = ratings[known]
     return model, rows[known], columns[known], ratings, seen, int((~known).sum())

@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 from gpu_als.cli.cluster import on_cluster
-from gpu_als.cli.folders import check_not_inside, refuse_folder, refuse_reading_options
 from gpu_als.cli.interrupt import GracefulInterrupt
 from gpu_als.cli.options import (
     add_device_options,
@@ -17,9 +16,11 @@ from gpu_als.cli.options import (
     add_reading_options,
     new_command,
     reading_arguments,
+    refuse_reading_options,
 )
-from gpu_als.cli.output import check_folder, print_json, say
+from gpu_als.cli.output import check_folder, check_not_inside, print_json, refuse_folder, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
+from gpu_als.data.model_file import npz_path
 from gpu_als.errors import InputError
 from gpu_als.train.checkpoint import Checkpoint
 from gpu_als.train.report import FitReport
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     saved = None
     if args.output is not None:
         model.save(args.output)
-        saved = _with_ending(args.output)
+        saved = _npz(args.output)
     if args.plot and report.iterations:
         plot_learning_curve(args.plot, report, title=f"Learning curve: {describe(model)}")
     quality = {}
@@ -205,17 +206,17 @@ def _check_output(args: argparse.Namespace) -> None:
     sources = (args.ratings, args.validation)
     for option, file, others in (
         ("-o", args.output, sources),  # a new model may take the place of the former
-        ("--checkpoint", args.checkpoint, (*sources, args.warm_start, _with_ending(args.output))),
+        ("--checkpoint", args.checkpoint, (*sources, args.warm_start, _npz(args.output))),
     ):
         check_folder(file, option)
-        target = _with_ending(file)
+        target = _npz(file)
         for other in others:
             if target and other and _is_same_file(target, other):
                 raise InputError(f"{option}: {target} would overwrite {other}; pass another name")
 
 
-def _with_ending(file: str | None) -> str | None:
-    return file if file is None or file.endswith(".npz") else f"{file}.npz"
+def _npz(file: str | None) -> str | None:
+    return None if file is None else str(npz_path(file))
 
 
 def _is_same_file(one: str, other: str) -> bool:
@@ -280,8 +281,7 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
 
 
 def _rank(model: Any, ratings: Any, validation: tuple[Any, Any, Any]) -> dict[str, float]:
-    from gpu_als.cli.scoring import pairs_matrix, ranking_metrics
-    from gpu_als.cli.seen import SeenInShards
+    from gpu_als.cli.scoring import SeenInShards, pairs_matrix, ranking_metrics
     from gpu_als.data import Interactions
 
     in_memory = isinstance(ratings, Interactions)

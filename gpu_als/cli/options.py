@@ -7,6 +7,8 @@ import math
 import textwrap
 from typing import Any
 
+from gpu_als.errors import InputError
+
 __all__ = [
     "EXPLICIT_OPTIONS",
     "IMPLICIT_OPTIONS",
@@ -19,6 +21,7 @@ __all__ = [
     "add_reading_options",
     "new_command",
     "reading_arguments",
+    "refuse_reading_options",
     "size",
 ]
 
@@ -118,6 +121,16 @@ def reading_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "delimiter": args.delimiter,
         "header": "auto" if args.header is None else args.header,
     }
+
+
+def refuse_reading_options(args: argparse.Namespace, folder: str) -> None:
+    """Refuse options that say how to read files where there are only shards."""
+    for name in READING_OPTIONS:
+        if getattr(args, name) is not None:
+            option = name.replace("_", "-")
+            raise InputError(
+                f"--{option} is for reading files, and {folder} is a folder of shards; leave it out"
+            )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from gpu_als.cli.folders import refuse_reading_options
-from gpu_als.cli.options import add_device_options, add_reading_options, new_command
+from gpu_als.cli.options import (
+    add_device_options,
+    add_reading_options,
+    new_command,
+    refuse_reading_options,
+)
 from gpu_als.cli.output import check_folder
 from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError
@@ -54,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.scoring import best_lists
-    from gpu_als.cli.seen import seen_items
+    from gpu_als.cli.scoring import best_lists, seen_items
 
     check_folder(args.output, "-o")
     if args.ratings is not None and os.path.isdir(args.ratings):

@@ -5,6 +5,7 @@ The entries of a Dask collection are sorted by user and by item on the workers.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -231,7 +232,7 @@ def _by_row(
     split = [submit(_split, block, side, limits) for block in blocks]
     matrices = []
     for number, (first, last) in enumerate(pairwise(limits)):
-        picked = [submit(_pick, each, number) for each in split]
+        picked = [submit(operator.getitem, each, number) for each in split]
         matrices.append(submit(_assemble, picked, first, last, side, shape))
     lengths = collect([submit(_row_counts, matrix) for matrix in matrices])
     entries = np.concatenate(lengths)
@@ -323,10 +324,6 @@ def _split(block: _Entries, side: int, limits: Sequence[int]) -> list[_Entries]:
     ends = np.cumsum(np.bincount(part, minlength=len(limits) - 1))[:-1]
     split = (np.split(array[order], ends) for array in block)
     return [_Entries(*each) for each in zip(*split, strict=True)]
-
-
-def _pick(split: list[_Entries], number: int) -> _Entries:
-    return split[number]
 
 
 def _assemble(

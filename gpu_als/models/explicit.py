@@ -32,8 +32,7 @@ from gpu_als.train.engine import Model
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
 from gpu_als.train.row_blocks import hash_arrays
-from gpu_als.train.training_data import TrainingData, as_training_data
-from gpu_als.train.validation import validation_ratings
+from gpu_als.train.training_data import TrainingData, as_training_data, validation_ratings
 
 __all__ = ["ExplicitALS"]
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.model_file import npz_path, read_arrays, write_arrays
 from gpu_als.errors import CheckpointError, InputError, ModelFileError
 from gpu_als.train.engine import Model
 from gpu_als.train.report import FitReport
@@ -81,8 +81,7 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         """The file, with its ending."""
-        name = os.fspath(self.file)
-        return Path(name if name.endswith(".npz") else f"{name}.npz")
+        return npz_path(self.file)
 
 
 @dataclass(frozen=True)
