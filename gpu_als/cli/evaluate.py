@@ -11,6 +11,7 @@ from gpu_als.cli.options import (
     add_json_option,
     add_model_options,
     add_reading_options,
+    fraction,
     new_command,
     reading_arguments,
 )
@@ -40,7 +41,7 @@ def add_command(commands: Any) -> None:
         help="a saved model and the held-out file; with --split one file of ratings",
     )  # fmt: skip
     parser.add_argument(
-        "--split", type=float, metavar="F",
+        "--split", type=fraction, metavar="F",
         help="hold out this fraction of RATINGS at random and train on the rest",
     )  # fmt: skip
     parser.add_argument(
@@ -139,8 +140,7 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
 
 def _split(args: argparse.Namespace) -> tuple[Any, ...]:
     """Train on one part of the ratings, and return what :func:`_saved` does."""
-    from gpu_als.cli.models import build_model, read_ratings, train
-    from gpu_als.data import Interactions, train_test_split
+    from gpu_als.cli.models import build_model, hold_out, read_ratings, train
 
     if len(args.files) != 1 or args.train is not None:
         raise InputError("with --split pass one file of ratings, and no --train")
@@ -148,19 +148,10 @@ def _split(args: argparse.Namespace) -> tuple[Any, ...]:
         args.files[0], "RATINGS",
         "--split needs a file; hold ratings out before 'gpu-als convert' and evaluate on them",
     )  # fmt: skip
-    if not 0 < args.split < 1:
-        raise InputError(f"--split: found {args.split}; pass a fraction between 0 and 1")
     if args.patience is not None:
         raise InputError("--patience needs a validation set, which --split does not make")
     model = build_model(args)
     ratings = read_ratings(args, args.files[0])
-    kept, held_out = train_test_split(ratings, 1 - args.split, random_state=args.seed + 1)
-    train(
-        model,
-        Interactions.from_matrix(
-            kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
-        ),
-        progress=not args.quiet,
-    )
-    held_out = held_out.tocoo()
-    return model, held_out.row, held_out.col, held_out.data, kept, 0
+    kept, held_out = hold_out(args, ratings, args.split)
+    train(model, kept, progress=not args.quiet)
+    return model, *held_out, kept.user_items, 0

@@ -7,16 +7,20 @@ import os
 import zipfile
 from typing import Any
 
+import numpy as np
+
 from gpu_als.backends import get_backend
 from gpu_als.cli.options import EXPLICIT_OPTIONS, IMPLICIT_OPTIONS, reading_arguments
 from gpu_als.core import solvers
-from gpu_als.data import Interactions, read_interactions
+from gpu_als.data import Interactions, read_interactions, train_test_split
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
 from gpu_als.models import AlternatingLeastSquares, ExplicitALS
 from gpu_als.train.training_data import TrainingData
 
-__all__ = ["AnyModel", "build_model", "describe", "load_model", "read_ratings", "train"]
+__all__ = [
+    "AnyModel", "build_model", "describe", "hold_out", "load_model", "read_ratings", "train",
+]  # fmt: skip
 
 AnyModel = AlternatingLeastSquares | ExplicitALS
 
@@ -60,6 +64,18 @@ def read_ratings(args: argparse.Namespace, file: str) -> Interactions:
     return read_interactions(
         file, duplicates=duplicates, dtype=args.dtype, **reading_arguments(args)
     )
+
+
+def hold_out(
+    args: argparse.Namespace, ratings: Interactions, fraction: float
+) -> tuple[Interactions, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return ratings to train on, and the rows, columns and values of a fraction held out."""
+    kept, others = train_test_split(ratings, 1 - fraction, random_state=args.seed + 1)
+    kept = Interactions.from_matrix(
+        kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
+    )
+    others = others.tocoo()
+    return kept, (others.row, others.col, others.data)
 
 
 def train(

@@ -19,6 +19,7 @@ __all__ = [
     "add_model_options",
     "add_precision_option",
     "add_reading_options",
+    "fraction",
     "new_command",
     "reading_arguments",
     "refuse_reading_options",
@@ -234,6 +235,16 @@ def _one_or_two(text: str) -> float | tuple[float, float]:
 
 
 _one_or_two.__name__ = "number"  # what argparse says it expected
+
+
+def fraction(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(
+            f"found {text}; pass a fraction between 0 and 1, such as 0.1"
+        )
+    return number
 
 
 def size(text: str) -> int:

@@ -40,7 +40,6 @@ from gpu_als.dask.tasks import (
     first_block,
     host_rows,
     is_there,
-    join,
     make_side,
     metadata,
     solve,
@@ -48,7 +47,7 @@ from gpu_als.dask.tasks import (
 )
 from gpu_als.errors import BackendError, ClusterWarning
 from gpu_als.train.engine import SIDES, Factors, Model, Solvers, Sweeps, side_ridge
-from gpu_als.train.row_blocks import RowBlocks
+from gpu_als.train.row_blocks import RowBlocks, join
 
 __all__ = ["DaskEngine", "DaskSide"]
 
