@@ -1,7 +1,7 @@
 """Metrics over plain arrays: errors of predicted values, quality of ranked lists.
 
-The ranking metrics take lists that somebody already ranked and the items that were in truth
-relevant, and use the definitions found in textbooks. For the definitions of the `implicit` package,
+The ranking metrics take ranked lists and the items that were in truth relevant, and use the
+definitions found in textbooks. For the definitions of the `implicit` package,
 taken straight from a model, see :mod:`gpu_als.evaluation`.
 
 Notation: user ``u`` is shown the list ``l_1, l_2, ..., l_K`` and has the set of relevant items

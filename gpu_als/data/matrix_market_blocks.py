@@ -59,7 +59,7 @@ def read_matrix_market_blocks(path: Path, *, chunk_bytes: int) -> Iterator[tuple
     Raises
     ------
     ReadError
-        If the file is none, is damaged, or holds a dense or complex matrix.
+        If the file is not a Matrix Market file, is damaged, or holds a dense or complex matrix.
     FileNotFoundError
         If there is no such file.
     """
@@ -101,7 +101,7 @@ def _skip_head(stream: TextStream) -> int:
 def _check_numbers(path: Path, block: Triples, shape: tuple[int, int]) -> None:
     for numbers, size, what in zip(block[:2], shape, ("row", "column"), strict=True):
         if numbers.dtype == object:
-            raise ReadError(f"{path}: found {what} numbers that are none; write it again")
+            raise ReadError(f"{path}: found {what} numbers that are not integers; write it again")
         lowest, highest = numbers.min(), numbers.max()
         if lowest < 1 or highest > size:
             raise ReadError(

@@ -27,7 +27,7 @@ __all__ = ["PublishedFile", "cache_folder", "fetch"]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file somebody publishes, with what they say of it."""
+    """A file on the web, with the size and the checksum that its publisher gives."""
 
     url: str
     size: int

@@ -15,7 +15,7 @@ __all__ = ["Runs", "changed", "combine", "read_blocks", "write_block"]
 
 
 def changed(path: Path) -> ReadError:
-    """Return the error that says of a temporary file that somebody else was at it."""
+    """Return the error for a temporary file that another program has changed."""
     return ReadError(f"{path}: is not as it was left; start the conversion afresh")
 
 
@@ -80,7 +80,7 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
 
 
 class Runs:
-    """Entries sorted out by part, one file each.
+    """Entries by part, one file each.
 
     Parameters
     ----------

@@ -123,5 +123,5 @@ def whole(value: Any, *, least: int = 0) -> int:
 
 def one_of(value: Any, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{value!r} is none of {allowed}")
+        raise ValueError(f"{value!r} is not one of {allowed}")
     return value

@@ -68,7 +68,7 @@ class Source:
     Raises
     ------
     ReadError
-        If the format is none that can be read, or the file is damaged.
+        If the format cannot be read, or the file is damaged.
     InputError
         If columns are given for a matrix.
     FileNotFoundError
