@@ -74,20 +74,18 @@ def run(args: argparse.Namespace) -> int:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("user", "rank", "item", "score"))
         for batch, found, scores in best_lists(model, users, seen, args.n):
-            user_ids = batch if model.user_ids is None else model.user_ids[batch]
-            item_ids = found if model.item_ids is None else model.item_ids[found]
-            for user, items, places, values in zip(
-                user_ids.tolist(), item_ids.tolist(), found.tolist(), scores.tolist(), strict=True
-            ):
-                listed = [
-                    (user, rank, item, f"{value:.6g}")
-                    for rank, (item, place, value) in enumerate(
-                        zip(items, places, values, strict=True), 1
-                    )
-                    if place >= 0
-                ]
-                writer.writerows(listed)
-                n_written += len(listed)
+            row, place = np.nonzero(found >= 0)
+            chosen, items = batch[row], found[row, place]
+            writer.writerows(
+                zip(
+                    (chosen if model.user_ids is None else model.user_ids[chosen]).tolist(),
+                    (place + 1).tolist(),
+                    (items if model.item_ids is None else model.item_ids[items]).tolist(),
+                    (f"{score:.6g}" for score in scores[row, place].tolist()),
+                    strict=True,
+                )
+            )
+            n_written += len(row)
     if args.output is not None:
         print(f"Wrote {n_written:,} recommendations for {len(users):,} users to {args.output}")
     return 0

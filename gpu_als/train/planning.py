@@ -462,11 +462,11 @@ def _data(
             return rows + stays + most * (shape.value_bytes + 2), 0
         # One is in use while the next is made ready; where nothing is done with the next one's
         # entries, the maps of them take no memory.
-        ahead = min(part, shape.entries - part)
-        mapped = part + ahead
+        prefetched = min(part, shape.entries - part)
+        mapped = part + prefetched
         if not shape.base and shape.value_bytes == _STORED_BYTES:
             mapped = part
-        passing = mapped * entry + round((part + ahead) * copied) + ahead * set_apart
+        passing = mapped * entry + round((part + prefetched) * copied) + prefetched * set_apart
         return rows + round(2 * kept * (entry + copied)) + passing, 0
     held = 2 * shape.entries * entry + rows
     if threads:
