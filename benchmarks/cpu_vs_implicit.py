@@ -24,9 +24,9 @@ import numpy as np
 import scipy.sparse as sp
 from harness import ceilings, machine, sweep_floor, write_results
 from implicit.cpu.als import AlternatingLeastSquares as Peer
+from powerlaw import powerlaw_interactions
 
 from gpu_als import AlternatingLeastSquares
-from gpu_als.data.synthetic import powerlaw_interactions
 
 SHAPE = (100_000, 20_000, 5_000_000)
 REGULARIZATION = 0.01
@@ -38,7 +38,7 @@ TARGETS = {
 def interactions() -> sp.csr_matrix:
     """Return the benchmark's matrix."""
     users, items, entries = SHAPE
-    return powerlaw_interactions(users, items, entries, median_user=27, random_state=20)
+    return powerlaw_interactions(users, items, entries, median_user=27, seed=20)
 
 
 def start(model: Any, matrix: sp.csr_matrix, k: int) -> Any:

@@ -2,7 +2,7 @@
 
 User degrees are log-normal with the shape's median, and wide enough for its number of entries; the
 popularity of the item of rank r is proportional to ``(r + 10) ** -0.9``: the laws of
-``gpu_als.data.synthetic.powerlaw_interactions``, drawn by a method made for 100 million entries.
+``powerlaw.py``, drawn by a method made for 100 million entries.
 Items are drawn with replacement, each user's as often as leaves the wanted number of different
 ones on average, and what comes twice is dropped. So the number of entries is met to about 0.1%.
 Values are whole numbers from 1 to 5, all equally likely: no model can learn them, and none has to.

@@ -277,10 +277,10 @@ CHECKED = [
 
 def interactions(shape: tuple[int, int], entries: int) -> Any:
     """Return made-up counts of that shape."""
-    from gpu_als.data.synthetic import powerlaw_interactions
+    from powerlaw import powerlaw_interactions
 
     median = max(1, int(0.5 * entries / shape[0]))
-    return powerlaw_interactions(*shape, entries, median_user=median, random_state=20)
+    return powerlaw_interactions(*shape, entries, median_user=median, seed=20)
 
 
 def measured(data: Any, k: int, threads: int) -> list[float]:

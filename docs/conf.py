@@ -53,7 +53,7 @@ def keep_formulas(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 
 def keep_names(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Show attributes as they are called: ``report_`` is no link, and ``a, b`` are two names."""
+    """Show attributes by their names: ``report_`` does not become a link, ``a, b`` become two."""
 
     def plain(match: re.Match[str]) -> str:
         names = match[2].replace(", ", ",")

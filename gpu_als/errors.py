@@ -63,7 +63,7 @@ class NoGpuError(BackendError):
 
 
 class ClusterError(GpuAlsError, RuntimeError):
-    """Workers of a cluster, or all of it, were lost for good. The message says how to go on."""
+    """Workers of a cluster, or all of it, were lost for good. The message says how to continue."""
 
 
 class ModelFitError(GpuAlsError):

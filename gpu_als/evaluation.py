@@ -78,7 +78,7 @@ def ranking_metrics_at_k(
     - ``auc``: ``mean_u [sum over misses of (hits before it) + (M - m) (h + L) / 2] / (L M)``. The
       area under the ROC curve when only the list is ordered: past its end the curve goes straight
       to the corner (1, 1). A user who likes the whole catalogue has no such curve and is left out
-      of this mean; if there is nobody else it is NaN.
+      of this mean; if no other user is left it is NaN.
 
     Items that repeat in a list count each time, and empty places as items of the curve. So from a
     model that fills lists longer than the catalogue with a real item or with -1 these values can
@@ -283,7 +283,7 @@ def _mean_over_users(
     n_users = 0
     total = 0.0
     for ids, test in _batches(model, train_user_items, test_user_items, n_places, show_progress):
-        # Everybody in a batch has a test item, so the metric's own mean leaves nobody out.
+        # Every user in a batch has a test item, so the metric's own mean is over all of them.
         total += metric(ids, test, n_places) * len(ids)
         n_users += len(ids)
     return total / n_users

@@ -1,7 +1,7 @@
 """Metrics over plain arrays: errors of predicted values, quality of ranked lists.
 
-The ranking metrics take lists that somebody already ranked and the items that were in truth
-relevant, and use the definitions found in textbooks. For the definitions of the `implicit` package,
+The ranking metrics take ranked lists and the items that were in truth relevant, and use the
+definitions found in textbooks. For the definitions of the `implicit` package,
 taken straight from a model, see :mod:`gpu_als.evaluation`.
 
 Notation: user ``u`` is shown the list ``l_1, l_2, ..., l_K`` and has the set of relevant items
@@ -208,7 +208,7 @@ def hit_matrix(
     # Not np.unique: NumPy 2.3 and later hash before they sort, which takes fifty times as long.
     keys = keys[np.append(True, keys[1:] != keys[:-1])]
     n_relevant = np.bincount(keys // n_items, minlength=n_users).astype(np.int64)
-    # An id outside the catalogue is no hit, but its key would be that of another user's item.
+    # An id outside the catalogue is not a hit, but its key would be that of another user's item.
     asked = np.where((lists >= 0) & (lists < n_items), lists + users[:, None] * n_items, -1)
     place = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     hits[:, : lists.shape[1]] = keys[place] == asked
@@ -300,7 +300,7 @@ def _renumber(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     """Renumber the relevant items 0, 1, ... so that keys (user, item) fit in 64 bits.
 
-    Hashed ids need this: they are few and far apart. Ids that are relevant to nobody become -1.
+    Hashed ids need this: they are few and far apart. Ids that are relevant to no user become -1.
     """
     catalogue, items = np.unique(items, return_inverse=True)
     place = np.minimum(np.searchsorted(catalogue, lists), len(catalogue) - 1)

@@ -1,4 +1,4 @@
-"""Progress bars: tqdm draws them, and only where somebody looks at them."""
+"""Progress bars, drawn by tqdm and only where they are shown."""
 
 from typing import Any, Self
 

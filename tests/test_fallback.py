@@ -258,7 +258,7 @@ LAUNCHING = {
 WHICH = {
     "all": "",
     "rows": "struct HalfSweep",
-    "ones": '"linear.cu"',
+    "ones": '"rhs_only.cu"',
     "top_k": '"top_k.cu"',
 }
 
@@ -390,7 +390,7 @@ def count_launches(monkeypatch, cupy, fail_at=None):
                     raise fake_cupy.CUDADriverError("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
 
             kernel = super().get_function(name)
-            return kernel if name == "linear" else FailingKernel(kernel, count)
+            return kernel if name == "rhs_only" else FailingKernel(kernel, count)
 
     monkeypatch.setattr(cupy, "RawModule", Module)
     return launches

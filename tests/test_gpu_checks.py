@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import types
-from pathlib import Path
-
-import numpy as np
-import pytest
-import scipy.sparse as sp
-from reference import solve_row
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_sections
 import gpu_shapes
 import gpu_task
+import numpy as np
+import pytest
+import scipy.sparse as sp
 from gpu_floor import Ceilings, Work, median_ms
 from gpu_shapes import SHAPES, Shape
+from reference import solve_row
 
 # The floor
 

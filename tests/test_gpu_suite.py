@@ -17,24 +17,20 @@ from pathlib import Path
 
 import cuda_on_cpu
 import fake_cupy
+import gpu_floor
+import gpu_peer
+import gpu_sections
+import gpu_suite
+import gpu_task
+import gpu_tools
+import gpu_traced
 import numpy as np
 import pytest
+from gpu_floor import Ceilings
+from gpu_shapes import SHAPES, Shape
 from test_cupy_backend import name_exists, names_used
 
 from gpu_als.core.solvers import ConjugateGradient
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import gpu_floor  # noqa: E402
-import gpu_peer  # noqa: E402
-import gpu_sections  # noqa: E402
-import gpu_suite  # noqa: E402
-import gpu_task  # noqa: E402
-import gpu_tools  # noqa: E402
-import gpu_traced  # noqa: E402
-from gpu_floor import Ceilings  # noqa: E402
-from gpu_shapes import SHAPES, Shape  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
     not cuda_on_cpu.have_compiler(), reason="no g++ to compile kernels for the CPU"
@@ -528,7 +524,7 @@ def test_time_limits_are_kept_and_what_is_left_is_shared(tiny, tmp_path, monkeyp
         assert [row["took"] for row in entry["rows"]] == [4, 7]
     assert a["note"] == "stopped after 11 s of 10; the rest is left out"
     assert late == {"rows": [], "note": "left out: no time"}
-    assert status == 0  # a note is no failure
+    assert status == 0  # a note is not a failure
 
 
 def test_an_alarm_ends_a_measurement_under_way(tiny, tmp_path, monkeypatch):

@@ -26,8 +26,8 @@ def add_command(commands: Any) -> None:
         "convert",
         usage="gpu-als convert RATINGS... OUT.shards [options]",
         short="turn files of ratings larger than memory into shards",
-        description="Makes a folder of shards, from which data larger than memory are read piece "
-        "by piece. It takes no more memory than --memory says, in which the distinct ids have "
+        description="Makes a folder of shards, from which data larger than memory are read in "
+        "blocks. It takes no more memory than --memory says, in which the distinct ids have "
         "to fit, and up to 56 bytes per rating on disk while it works.",
         example="  gpu-als convert ratings.csv ratings.shards --memory 2G --value-type codes\n"
         "  gpu-als convert ratings.csv ratings.shards --memory 2G --value-type codes --resume\n"
@@ -64,8 +64,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true",
-        help="go on with what an interrupted run of the same command has left; without it that is "
-        "discarded",
+        help="continue what an interrupted run of the same command has left (default: discard it)",
     )  # fmt: skip
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bars")
     add_json_option(parser)
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.append and chosen:
         option = next(iter(chosen)).replace("_", "-")
-        raise InputError(f"--{option}: --append goes on with that of the folder; leave it out")
+        raise InputError(f"--{option}: --append keeps that of the folder; leave it out")
     begin = time.perf_counter()
     matrix = (append if args.append else convert)(
         sources,

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from gpu_als.cli.options import add_json_option, new_command
+from gpu_als.cli.options import add_device_options, add_json_option, new_command
 from gpu_als.cli.output import print_json, print_table, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
 from gpu_als.train.report import FitReport
@@ -47,13 +47,9 @@ def add_command(commands: Any) -> None:
         parser.add_argument(
             f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
         )
-    parser.add_argument(
-        "--backend", choices=("auto", "numpy", "cupy"), default="auto",
-        help="numpy: the processors; cupy: the GPU; auto: the GPU where there is one "
-        "(default: auto)",
-    )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE.png", help="draw the learning curve")
     add_json_option(parser)
+    add_device_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -84,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     train, held_out = train_test_split(matrix, 1 - _HELD_OUT, random_state=args.seed + 1)
     model = ExplicitALS(
         args.factors, _REGULARIZATION, iterations=args.iterations, backend=args.backend,
-        random_state=args.seed + 2,
+        num_threads=args.threads, random_state=args.seed + 2,
     )  # fmt: skip
     say(args, f"Training {args.factors} factors on 90% of them ...")
     model.fit(train, validation=held_out, show_progress=True)

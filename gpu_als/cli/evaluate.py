@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gpu_als.cli.folders import refuse_folder
 from gpu_als.cli.options import (
     MODEL_OPTIONS,
     add_device_options,
     add_json_option,
     add_model_options,
     add_reading_options,
+    fraction,
     new_command,
     reading_arguments,
 )
-from gpu_als.cli.output import print_json, print_pairs
+from gpu_als.cli.output import print_json, print_pairs, refuse_folder
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
         help="a saved model and the held-out file; with --split one file of ratings",
     )  # fmt: skip
     parser.add_argument(
-        "--split", type=float, metavar="F",
+        "--split", type=fraction, metavar="F",
         help="hold out this fraction of RATINGS at random and train on the rest",
     )  # fmt: skip
     parser.add_argument(
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.k < 1:
         raise InputError(f"-k must be at least 1, not {args.k}")
     case = _saved(args) if args.split is None else _split(args)
-    model, rows, columns, ratings, had, n_dropped = case
+    model, rows, columns, ratings, seen, n_dropped = case
     if len(rows) == 0:
         raise InputError("no test rating has a user and an item that the model knows")
     explicit = isinstance(model, ExplicitALS)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
                 raise InputError("--min-rating: the test file has no ratings; leave it out")
             rows, columns = rows[ratings >= args.min_rating], columns[ratings >= args.min_rating]
         test = scoring.pairs_matrix(model, rows, columns)
-        ranking, n_users = scoring.ranking_metrics(model, test, had, args.k)
+        ranking, n_users = scoring.ranking_metrics(model, test, seen, args.k)
         results |= ranking
     if args.json:
         print_json(
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.split is None:
         lines.append(("dropped", f"{n_dropped:,} of users or items unknown to the model"))
     if n_users is not None:
-        left_out = "" if had is not None else "; no --train, so nothing is left out of their lists"
+        left_out = "" if seen is not None else "; no --train, so nothing is left out of their lists"
         lines.append(("users ranked", f"{n_users:,}{left_out}"))
     print_pairs([*lines, *((name, f"{value:.4f}") for name, value in results.items())])
     return 0
@@ -119,7 +119,6 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     """Return model, test rows, columns and ratings, training matrix, number of dropped ratings."""
     from gpu_als.cli import scoring
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.seen import items_had
     from gpu_als.data.readers import read_triples
 
     if len(args.files) != 2:
@@ -133,16 +132,15 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     refuse_folder(args.files[1], "TEST", "pass the file of held-out ratings")
     users, items, ratings = read_triples(args.files[1], **reading_arguments(args))
     rows, columns, known = scoring.rows_of(model, users, items)
-    had = None if args.train is None else items_had(args, model, args.train)
+    seen = None if args.train is None else scoring.seen_items(args, model, args.train)
     if ratings is not None:
         ratings = ratings[known]
-    return model, rows[known], columns[known], ratings, had, int((~known).sum())
+    return model, rows[known], columns[known], ratings, seen, int((~known).sum())
 
 
 def _split(args: argparse.Namespace) -> tuple[Any, ...]:
     """Train on one part of the ratings, and return what :func:`_saved` does."""
-    from gpu_als.cli.models import build_model, read_ratings, train
-    from gpu_als.data import Interactions, train_test_split
+    from gpu_als.cli.models import build_model, hold_out, read_ratings, train
 
     if len(args.files) != 1 or args.train is not None:
         raise InputError("with --split pass one file of ratings, and no --train")
@@ -150,19 +148,10 @@ def _split(args: argparse.Namespace) -> tuple[Any, ...]:
         args.files[0], "RATINGS",
         "--split needs a file; hold ratings out before 'gpu-als convert' and evaluate on them",
     )  # fmt: skip
-    if not 0 < args.split < 1:
-        raise InputError(f"--split: found {args.split}; pass a fraction between 0 and 1")
     if args.patience is not None:
         raise InputError("--patience needs a validation set, which --split does not make")
     model = build_model(args)
     ratings = read_ratings(args, args.files[0])
-    kept, held_out = train_test_split(ratings, 1 - args.split, random_state=args.seed + 1)
-    train(
-        model,
-        Interactions.from_matrix(
-            kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
-        ),
-        progress=not args.quiet,
-    )
-    held_out = held_out.tocoo()
-    return model, held_out.row, held_out.col, held_out.data, kept, 0
+    kept, held_out = hold_out(args, ratings, args.split)
+    train(model, kept, progress=not args.quiet)
+    return model, *held_out, kept.user_items, 0

@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from gpu_als.cli.cluster import on_cluster
-from gpu_als.cli.folders import check_not_inside, refuse_folder, refuse_reading_options
 from gpu_als.cli.interrupt import GracefulInterrupt
 from gpu_als.cli.options import (
     add_device_options,
     add_json_option,
     add_model_options,
     add_reading_options,
+    fraction,
     new_command,
     reading_arguments,
+    refuse_reading_options,
 )
-from gpu_als.cli.output import check_folder, print_json, say
+from gpu_als.cli.output import check_folder, check_not_inside, print_json, refuse_folder, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
-from gpu_als.errors import InputError
+from gpu_als.data.model_file import npz_path
+from gpu_als.errors import ClusterError, InputError
 from gpu_als.train.checkpoint import Checkpoint
 from gpu_als.train.report import FitReport
 
@@ -28,6 +31,8 @@ __all__ = ["add_command", "run"]
 
 _INTERRUPTED = 130
 _RANKED = 10
+_SCHEDULER_SECONDS = 20
+"""How long to wait for the scheduler to answer."""
 _WHY = {
     "iterations": "all iterations were run",
     "tol": "the loss had settled (--tol)",
@@ -58,7 +63,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     held_out = parser.add_mutually_exclusive_group()
     held_out.add_argument(
-        "--validation-fraction", type=float, metavar="F",
+        "--validation-fraction", type=fraction, metavar="F",
         help="hold out this fraction of the ratings, at random, to measure the model: the RMSE "
         "after each iteration for explicit, the ranking at the end for implicit (default: none)",
     )  # fmt: skip
@@ -73,7 +78,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint", metavar="STATE.npz",
-        help="save the state of the training there as it goes on (default: it is not saved)",
+        help="save the state of the training there (default: it is not saved)",
     )  # fmt: skip
     parser.add_argument(
         "--checkpoint-seconds", type=float, metavar="S",
@@ -81,7 +86,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true",
-        help="go on from the state in --checkpoint if it is there: run a command that was killed "
+        help="continue from the state in --checkpoint if it exists: run a command that was killed "
         "once more with this option",
     )  # fmt: skip
     parser.add_argument(
@@ -128,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if former is not None:
         say(args, f"Starting from {args.warm_start} ({describe(former)})")
     ratings, validation = _hold_out(args, ratings)
-    with on_cluster(args.scheduler, ratings) as data, GracefulInterrupt() as interrupt:
+    with _on_cluster(args.scheduler, ratings) as data, GracefulInterrupt() as interrupt:
         train(
             model, data,
             validation=validation, warm_start=former is not None,
@@ -140,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     saved = None
     if args.output is not None:
         model.save(args.output)
-        saved = _with_ending(args.output)
+        saved = _npz(args.output)
     if args.plot and report.iterations:
         plot_learning_curve(args.plot, report, title=f"Learning curve: {describe(model)}")
     quality = {}
@@ -205,17 +210,17 @@ def _check_output(args: argparse.Namespace) -> None:
     sources = (args.ratings, args.validation)
     for option, file, others in (
         ("-o", args.output, sources),  # a new model may take the place of the former
-        ("--checkpoint", args.checkpoint, (*sources, args.warm_start, _with_ending(args.output))),
+        ("--checkpoint", args.checkpoint, (*sources, args.warm_start, _npz(args.output))),
     ):
         check_folder(file, option)
-        target = _with_ending(file)
+        target = _npz(file)
         for other in others:
             if target and other and _is_same_file(target, other):
                 raise InputError(f"{option}: {target} would overwrite {other}; pass another name")
 
 
-def _with_ending(file: str | None) -> str | None:
-    return file if file is None or file.endswith(".npz") else f"{file}.npz"
+def _npz(file: str | None) -> str | None:
+    return None if file is None else str(npz_path(file))
 
 
 def _is_same_file(one: str, other: str) -> bool:
@@ -232,7 +237,7 @@ def _checkpoint(args: argparse.Namespace) -> Checkpoint | None:
         return None
     checkpoint = Checkpoint(args.checkpoint, seconds=args.checkpoint_seconds)
     if args.resume and checkpoint.path.exists():
-        say(args, f"Going on from {checkpoint.path}")
+        say(args, f"Continuing from {checkpoint.path}")
     elif args.resume:
         say(args, f"There is no {checkpoint.path} yet; starting afresh")
     return checkpoint
@@ -240,24 +245,13 @@ def _checkpoint(args: argparse.Namespace) -> Checkpoint | None:
 
 def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
     """Return the ratings to train on, and (rows, columns, values) to validate on or None."""
-    from gpu_als.data import Interactions, train_test_split
+    from gpu_als.cli.models import hold_out
     from gpu_als.data.readers import read_triples
 
     if args.validation_fraction is not None:
-        if not 0 < args.validation_fraction < 1:
-            raise InputError(
-                f"--validation-fraction: found {args.validation_fraction}; pass a fraction between "
-                "0 and 1, such as 0.1"
-            )
-        kept, held_out = train_test_split(
-            ratings, 1 - args.validation_fraction, random_state=args.seed + 1
-        )
-        held_out = held_out.tocoo()
-        say(args, f"Held out {held_out.nnz:,} ratings for validation")
-        ratings = Interactions.from_matrix(
-            kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
-        )
-        return ratings, (held_out.row, held_out.col, held_out.data)
+        ratings, validation = hold_out(args, ratings, args.validation_fraction)
+        say(args, f"Held out {len(validation[2]):,} ratings for validation")
+        return ratings, validation
     if args.validation is None:
         return ratings, None
     refuse_folder(args.validation, "--validation", "pass a file of ratings")
@@ -279,15 +273,50 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
     return ratings, validation
 
 
+@contextmanager
+def _on_cluster(scheduler: str | None, ratings: Any) -> Iterator[Any]:
+    """Give what a model is to be trained on: on a cluster, if there is the address of one.
+
+    Parameters
+    ----------
+    scheduler : str or None
+    ratings : Interactions or ShardedMatrix
+
+    Raises
+    ------
+    InputError
+        dask.distributed is not installed; the message says how to install it.
+    ClusterError
+        The scheduler does not answer, or has no workers.
+    """
+    if scheduler is None:
+        yield ratings
+        return
+    try:
+        from gpu_als.dask import DaskInteractions
+    except ImportError as error:
+        raise InputError(f"--scheduler: {error}") from error
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=_SCHEDULER_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"--scheduler: no answer from {scheduler} ({error}); pass the address that 'dask "
+            "scheduler' printed, such as tcp://host:8786"
+        ) from error
+    with client:
+        yield DaskInteractions(client, ratings)
+
+
 def _rank(model: Any, ratings: Any, validation: tuple[Any, Any, Any]) -> dict[str, float]:
-    from gpu_als.cli.scoring import pairs_matrix, ranking_metrics
-    from gpu_als.cli.seen import ItemsInFolder
+    from gpu_als.cli.scoring import SeenInShards, pairs_matrix, ranking_metrics
     from gpu_als.data import Interactions
 
     in_memory = isinstance(ratings, Interactions)
-    had = ratings.user_items if in_memory else ItemsInFolder(ratings, model)
+    seen = ratings.user_items if in_memory else SeenInShards(ratings, model)
     test = pairs_matrix(model, validation[0], validation[1])
-    return ranking_metrics(model, test, had, _RANKED)[0]
+    return ranking_metrics(model, test, seen, _RANKED)[0]
 
 
 def _print_report(
@@ -300,7 +329,7 @@ def _print_report(
     print(report)
     print(f"stopped because {_WHY['callback' if interrupted else report.stopped]}")
     if interrupted and args.checkpoint is not None:
-        print("The same command with --resume goes on from here.")
+        print("The same command with --resume continues from here.")
     if quality:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in quality.items())
         print(f"held-out ranking: {shown}")

@@ -7,16 +7,20 @@ import os
 import zipfile
 from typing import Any
 
+import numpy as np
+
 from gpu_als.backends import get_backend
 from gpu_als.cli.options import EXPLICIT_OPTIONS, IMPLICIT_OPTIONS, reading_arguments
 from gpu_als.core import solvers
-from gpu_als.data import Interactions, read_interactions
+from gpu_als.data import Interactions, read_interactions, train_test_split
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
 from gpu_als.models import AlternatingLeastSquares, ExplicitALS
 from gpu_als.train.training_data import TrainingData
 
-__all__ = ["AnyModel", "build_model", "describe", "load_model", "read_ratings", "train"]
+__all__ = [
+    "AnyModel", "build_model", "describe", "hold_out", "load_model", "read_ratings", "train",
+]  # fmt: skip
 
 AnyModel = AlternatingLeastSquares | ExplicitALS
 
@@ -62,6 +66,18 @@ def read_ratings(args: argparse.Namespace, file: str) -> Interactions:
     )
 
 
+def hold_out(
+    args: argparse.Namespace, ratings: Interactions, fraction: float
+) -> tuple[Interactions, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return ratings to train on, and the rows, columns and values of a fraction held out."""
+    kept, others = train_test_split(ratings, 1 - fraction, random_state=args.seed + 1)
+    kept = Interactions.from_matrix(
+        kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
+    )
+    others = others.tocoo()
+    return kept, (others.row, others.col, others.data)
+
+
 def train(
     model: AnyModel,
     ratings: Interactions | ShardedMatrix | TrainingData,
@@ -75,7 +91,7 @@ def train(
     """Fit either kind of model; only an explicit one watches the validation set.
 
     With ``warm_start`` it starts from its factors, as an implicit one that has some always does.
-    ``state`` is what ``fit`` takes to save its state and go on from one.
+    ``state`` is what ``fit`` takes to save its state and continue from one.
     """
     if isinstance(model, ExplicitALS):
         model.fit(
@@ -138,7 +154,7 @@ def _use_gpu(args: argparse.Namespace) -> bool | None:
 
 
 def _is_explicit(file: str) -> bool:
-    """Tell by its list of arrays; a file without one is left to ``load``, which explains."""
+    """Read it off the list of arrays; ``load`` explains what is wrong with files without one."""
     path = file if os.path.exists(file) else f"{file}.npz"
     try:
         with zipfile.ZipFile(path) as archive:

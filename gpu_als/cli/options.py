@@ -7,6 +7,8 @@ import math
 import textwrap
 from typing import Any
 
+from gpu_als.errors import InputError
+
 __all__ = [
     "EXPLICIT_OPTIONS",
     "IMPLICIT_OPTIONS",
@@ -17,8 +19,10 @@ __all__ = [
     "add_model_options",
     "add_precision_option",
     "add_reading_options",
+    "fraction",
     "new_command",
     "reading_arguments",
+    "refuse_reading_options",
     "size",
 ]
 
@@ -118,6 +122,16 @@ def reading_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "delimiter": args.delimiter,
         "header": "auto" if args.header is None else args.header,
     }
+
+
+def refuse_reading_options(args: argparse.Namespace, folder: str) -> None:
+    """Refuse options that say how to read files where there are only shards."""
+    for name in READING_OPTIONS:
+        if getattr(args, name) is not None:
+            option = name.replace("_", "-")
+            raise InputError(
+                f"--{option} is for reading files, and {folder} is a folder of shards; leave it out"
+            )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +235,16 @@ def _one_or_two(text: str) -> float | tuple[float, float]:
 
 
 _one_or_two.__name__ = "number"  # what argparse says it expected
+
+
+def fraction(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(
+            f"found {text}; pass a fraction between 0 and 1, such as 0.1"
+        )
+    return number
 
 
 def size(text: str) -> int:

@@ -1,10 +1,11 @@
-"""Printing: plain lines and tables for people, one JSON object for programs."""
+"""Printing: lines and tables for people, one JSON object for programs; checks of paths."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 from gpu_als.errors import InputError
 
-__all__ = ["check_folder", "print_json", "print_pairs", "print_table", "say"]
+__all__ = [
+    "check_folder", "check_not_inside", "print_json", "print_pairs", "print_table", "refuse_folder",
+    "say",
+]  # fmt: skip
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -53,6 +57,21 @@ def check_folder(file: str | None, option: str) -> None:
         raise InputError(f"{option}: {file} is a folder; pass the name of a file")
     if not path.absolute().parent.is_dir():
         raise InputError(f"{option}: the folder of {file} does not exist; create it first")
+
+
+def refuse_folder(file: str, name: str, remedy: str) -> None:
+    """Refuse a folder in the place of a file; ``name`` is what the user calls it."""
+    if os.path.isdir(file):
+        raise InputError(f"{name}: {file} is a folder; {remedy}")
+
+
+def check_not_inside(folder: str, option: str, file: str | None) -> None:
+    """Refuse to write a file among shards."""
+    if file is None:
+        return
+    within = os.path.join(os.path.realpath(folder), "")
+    if os.path.realpath(file).startswith(within):
+        raise InputError(f"{option}: {file} would lie among the shards; pass a file elsewhere")
 
 
 def _plain(value: Any) -> Any:

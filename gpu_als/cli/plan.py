@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "plan",
-        short="tell how much memory a fit will take, and how it will run",
+        short="show how much memory a fit will need, and how it will run",
         description="Predicts the memory of each part of a fit, on the host and on a GPU, whether "
         "the data can stay there, and what would fit where this does not. Nothing is read or "
         "allocated. Exits with 2 where the fit does not fit.",

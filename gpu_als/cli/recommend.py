@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from gpu_als.cli.folders import refuse_reading_options
-from gpu_als.cli.options import add_device_options, add_reading_options, new_command
+from gpu_als.cli.options import (
+    add_device_options,
+    add_reading_options,
+    new_command,
+    refuse_reading_options,
+)
 from gpu_als.cli.output import check_folder
 from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError
@@ -54,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.scoring import best_lists
-    from gpu_als.cli.seen import items_had
+    from gpu_als.cli.scoring import best_lists, seen_items
 
     check_folder(args.output, "-o")
     if args.ratings is not None and os.path.isdir(args.ratings):
@@ -65,26 +68,24 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args, args.model)
     wanted = args.users if args.users_file is None else _read_ids(args.users_file)
     users = np.arange(len(model.user_factors)) if wanted is None else model.user_index(wanted)
-    had = None if args.ratings is None else items_had(args, model, args.ratings)
+    seen = None if args.ratings is None else seen_items(args, model, args.ratings)
     n_written = 0
     with _opened(args.output) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("user", "rank", "item", "score"))
-        for batch, found, scores in best_lists(model, users, had, args.n):
-            user_ids = batch if model.user_ids is None else model.user_ids[batch]
-            item_ids = found if model.item_ids is None else model.item_ids[found]
-            for user, items, places, values in zip(
-                user_ids.tolist(), item_ids.tolist(), found.tolist(), scores.tolist(), strict=True
-            ):
-                listed = [
-                    (user, rank, item, f"{value:.6g}")
-                    for rank, (item, place, value) in enumerate(
-                        zip(items, places, values, strict=True), 1
-                    )
-                    if place >= 0
-                ]
-                writer.writerows(listed)
-                n_written += len(listed)
+        for batch, found, scores in best_lists(model, users, seen, args.n):
+            row, place = np.nonzero(found >= 0)
+            chosen, items = batch[row], found[row, place]
+            writer.writerows(
+                zip(
+                    (chosen if model.user_ids is None else model.user_ids[chosen]).tolist(),
+                    (place + 1).tolist(),
+                    (items if model.item_ids is None else model.item_ids[items]).tolist(),
+                    (f"{score:.6g}" for score in scores[row, place].tolist()),
+                    strict=True,
+                )
+            )
+            n_written += len(row)
     if args.output is not None:
         print(f"Wrote {n_written:,} recommendations for {len(users):,} users to {args.output}")
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -10,15 +12,22 @@ import scipy.sparse as sp
 
 from gpu_als import metrics
 from gpu_als.cli.models import AnyModel
+from gpu_als.cli.options import reading_arguments
+from gpu_als.data.ids import IdMap
+from gpu_als.data.readers import read_triples
+from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
 from gpu_als.models import ExplicitALS
 
-__all__ = ["Had", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics", "rows_of"]
+__all__ = [
+    "Seen", "SeenInShards", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics",
+    "rows_of", "seen_items",
+]  # fmt: skip
 
 _USERS_AT_ONCE = 1000
 
 
-class Had(Protocol):
+class Seen(Protocol):
     """What users are not to be shown: a CSR matrix, or what gives its rows."""
 
     def __getitem__(self, users: np.ndarray) -> sp.csr_matrix:
@@ -43,21 +52,21 @@ def pairs_matrix(model: AnyModel, rows: np.ndarray, columns: np.ndarray) -> sp.c
 
 
 def best_lists(
-    model: AnyModel, users: np.ndarray, had: Had | None, n_best: int
+    model: AnyModel, users: np.ndarray, seen: Seen | None, n_best: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield users (n,), their best items (n, n_best), -1 in empty places, and the scores.
 
     Parameters
     ----------
-    had : Had, or None
+    seen : Seen, or None
         What each user is not to be shown, by row number.
     """
     for start in range(0, len(users), _USERS_AT_ONCE):
         batch = users[start : start + _USERS_AT_ONCE]
-        if had is None:
+        if seen is None:
             found, scores = model.recommend(batch, N=n_best, filter_already_liked_items=False)
         else:
-            found, scores = model.recommend(batch, had[batch], N=n_best)
+            found, scores = model.recommend(batch, seen[batch], N=n_best)
             # what is filtered comes last, with the lowest score there is
             found = np.where(scores > np.finfo(scores.dtype).min, found, -1)
         yield batch, found, scores
@@ -72,13 +81,13 @@ def rating_metrics(
 
 
 def ranking_metrics(
-    model: AnyModel, test: sp.csr_matrix, had: Had | None, k: int
+    model: AnyModel, test: sp.csr_matrix, seen: Seen | None, k: int
 ) -> tuple[dict[str, float], int]:
     """Return textbook metrics of the lists of the users with test items, and their number."""
     users = np.flatnonzero(np.diff(test.indptr))
     if len(users) == 0:
         raise InputError("no test item is left to rank; check the ids and --min-rating")
-    ranked = np.concatenate([found for _, found, _ in best_lists(model, users, had, k)])
+    ranked = np.concatenate([found for _, found, _ in best_lists(model, users, seen, k)])
     measures = {
         "precision": metrics.precision_at_k,
         "recall": metrics.recall_at_k,
@@ -89,3 +98,47 @@ def ranking_metrics(
     relevant = test[users]
     found = {f"{name}@{k}": measure(ranked, relevant, k) for name, measure in measures.items()}
     return found, len(users)
+
+
+def seen_items(args: argparse.Namespace, model: AnyModel, source: str) -> Seen:
+    """Return what the model's users have in a file or folder."""
+    if os.path.isdir(source):
+        return SeenInShards(ShardedMatrix.open(source), model)
+    pairs = read_triples(source, **reading_arguments(args))[:2]
+    rows, columns, known = rows_of(model, *pairs)
+    return pairs_matrix(model, rows[known], columns[known])
+
+
+class SeenInShards:
+    """The items of users in shards, in the rows and columns of a model.
+
+    Only the rows of the users asked for are read.
+
+    Parameters
+    ----------
+    matrix : ShardedMatrix
+        Its users and items are found by their ids; they may be others than those of the model.
+    model : AlternatingLeastSquares or ExplicitALS
+    """
+
+    def __init__(self, matrix: ShardedMatrix, model: AnyModel) -> None:
+        self._matrix, self._n_items = matrix, len(model.item_factors)
+        users, items = model.user_ids, matrix.item_ids
+        if users is None:
+            users = np.arange(len(model.user_factors))
+        if items is None:
+            items = np.arange(matrix.shape[1])
+        known = IdMap(matrix.user_ids, matrix.shape[0])
+        self._rows = known.rows(users, name="users", unknown="drop")
+        self._columns = model.item_index(items, unknown="drop")
+
+    def __getitem__(self, users: np.ndarray) -> sp.csr_matrix:
+        """Return a matrix of shape (n, items of the model) with a 1 for each item a user has."""
+        rows = self._rows[users]
+        known = np.flatnonzero(rows >= 0)
+        entries = self._matrix.rows(rows[known])
+        places = np.repeat(known, np.diff(entries.indptr)), self._columns[entries.indices]
+        kept = places[1] >= 0
+        ones = np.ones(int(np.count_nonzero(kept)), np.float32)
+        pairs = places[0][kept], places[1][kept]
+        return sp.csr_matrix((ones, pairs), shape=(len(users), self._n_items))

@@ -30,7 +30,7 @@ _CALL_SECONDS = 5.0
 """How long to wait for a short function beside the tasks."""
 _HINT = (
     "with fit(..., checkpoint=FILE) the state of the last iteration is in that file, and "
-    "resume=True goes on from it"
+    "resume=True continues from it"
 )
 _MORE_MEMORY = "give workers more memory, add workers, or use fewer factors. Then " + _HINT
 
@@ -157,19 +157,21 @@ class Cluster:
     def _running(self) -> dict[str, int]:
         """Return the workers that Dask has not paused, as it does when memory is nearly full."""
         self._check()
-        known = self.client.scheduler_info(n_workers=-1)["workers"]  # some versions tell of five
+        known = self.client.scheduler_info(n_workers=-1)[
+            "workers"
+        ]  # some versions return five by default
         paused = {address for address, each in known.items() if each["status"] == "paused"}
         return {each: n for each, n in self.client.nthreads().items() if each not in paused}
 
     def _makes_progress(self) -> bool:
-        """Tell whether there are workers, and not all that is left to do waits on paused ones."""
+        """Return whether there are workers, and work left that does not wait on paused ones."""
         running = self._running()
         busy = {address for address, tasks in self.client.processing().items() if tasks}
         if busy <= running.keys():
             return bool(running)
         try:
             return bool(busy & running.keys()) or any(self.client.call_stack().values())
-        except OSError:  # a worker was lost while it was asked; the next look tells more
+        except OSError:  # a worker was lost while it was asked; the next poll finds out
             return True
 
     def _until(self) -> float:

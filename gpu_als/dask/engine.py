@@ -3,7 +3,7 @@
 A half-sweep is one task for each range of rows: it gathers the other side, solves its rows and
 keeps them. What a fit is at any moment is a graph of such tasks, so whatever is lost with a worker
 is computed again by Dask from what is left, and comes out the same. Now and then factors pass
-through the client, and the graph begins anew from there, lest a loss cost the work of hours.
+through the client, and the graph begins anew from there, so that a loss does not cost hours.
 
 Where all workers have a GPU of their own and NCCL, a half-sweep gathers the other side by it. Then
 tasks need one another at the same time, and none can be computed again by itself. If one is lost,
@@ -40,7 +40,6 @@ from gpu_als.dask.tasks import (
     first_block,
     host_rows,
     is_there,
-    join,
     make_side,
     metadata,
     solve,
@@ -48,7 +47,7 @@ from gpu_als.dask.tasks import (
 )
 from gpu_als.errors import BackendError, ClusterWarning
 from gpu_als.train.engine import SIDES, Factors, Model, Solvers, Sweeps, side_ridge
-from gpu_als.train.row_blocks import RowBlocks
+from gpu_als.train.row_blocks import RowBlocks, join
 
 __all__ = ["DaskEngine", "DaskSide"]
 
@@ -108,7 +107,7 @@ class DaskEngine:
 
     @contextmanager
     def start(self, model: Model, solvers: Solvers, copies: int) -> Iterator[Sweeps]:
-        """See :class:`gpu_als.train.engine.Engine`."""
+        """Give each worker its rows and the factors of ``model``, and begin a fit from them."""
         workers = self.cluster.workers()
         shape = len(model.user_factors), len(model.item_factors)
         sides = []
@@ -127,8 +126,8 @@ class DaskEngine:
         """Have workers exchange factors by NCCL, if each has a GPU and a range of both sides."""
         members = sides[0].placement
         gpus = {self._gpus.get(member) for member in members}
-        apt = None not in gpus and len(gpus) == len(members) > 1
-        if not apt or sides[1].placement != members or not dask.config.get("gpu-als.nccl", True):
+        able = None not in gpus and len(gpus) == len(members) > 1
+        if not able or sides[1].placement != members or not dask.config.get("gpu-als.nccl", True):
             return None
         for side in sides:
             side.load()  # from then on workers do the same at the same time
@@ -213,7 +212,7 @@ class DaskSide:
             )
             for worker, (first, last) in ranges
         ]
-        self._arrive()
+        self._receive()
         self._is_secure = True
 
     def solve(self, fixed: DaskSide) -> list[Metadata]:
@@ -234,7 +233,7 @@ class DaskSide:
                 for side, former, held, worker in own
             ]
         self._is_secure = False
-        self._arrive()
+        self._receive()
         return self.known
 
     def to_host(self) -> np.ndarray:
@@ -253,7 +252,7 @@ class DaskSide:
         for future in (*self._sides, *self.factors, *self._coming):
             future.release()
 
-    def _arrive(self) -> None:
+    def _receive(self) -> None:
         self.known = self._collect(self._of_each(metadata, self._coming))
         self.factors, self._coming = self._coming, []
 
@@ -291,12 +290,12 @@ class _DaskSweeps:
         # With a group: factors that the client has, and the half-sweeps since.
         self._safe: Factors = (None, None)
         self._since: list[int] = []
-        self._goes_back = False
+        self._rolling_back = False
 
     def begin(self, factors: Factors, group: Group | None) -> None:
         """Give workers the factors to begin with."""
         self._safe, self._group = factors, group
-        self._surely(lambda: self._put(factors))
+        self._with_fallback(lambda: self._put(factors))
 
     @property
     def _group(self) -> Group | None:
@@ -311,7 +310,7 @@ class _DaskSweeps:
         solved, fixed = self._sides[side], self._sides[1 - side]
         total = HalfSweepStats()
         try:
-            known = self._surely(lambda: solved.solve(fixed))
+            known = self._with_fallback(lambda: solved.solve(fixed))
         except KeyboardInterrupt:
             # Ctrl-C in a terminal reaches workers that were started there too.
             self._cluster = replace(self._cluster, timeout=_TIMEOUT_SECONDS)
@@ -340,23 +339,23 @@ class _DaskSweeps:
         end = time.monotonic()
         self._secure_at = end + max(_SECURE_SECONDS, (end - begin) / _SECURE_SHARE)
 
-    def _surely(self, act: Callable[[], T]) -> T:
+    def _with_fallback(self, act: Callable[[], T]) -> T:
         """Do something with the group, or without it if that fails."""
         if self._group is not None:
             try:
                 return act()
             except ExchangeError as error:
-                self._do_without_group(error)
+                self._fall_back(error)
         return act()
 
-    def _do_without_group(self, error: ExchangeError) -> None:
+    def _fall_back(self, error: ExchangeError) -> None:
         _warn(error)
-        self._goes_back = True
+        self._rolling_back = True
         self._leave()
         self._put(self._safe)
         for side in self._since:
             self._sides[side].solve(self._sides[1 - side])
-        self._goes_back, self._safe, self._since = False, (None, None), []
+        self._rolling_back, self._safe, self._since = False, (None, None), []
 
     def _put(self, factors: Factors) -> None:
         for side, own in zip(self._sides, factors, strict=True):
@@ -388,10 +387,10 @@ class _DaskSweeps:
         return self.to_host(state)
 
     def to_host(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        if state is None and self._goes_back:  # and was interrupted
+        if state is None and self._rolling_back:  # and was interrupted
             state = self._safe
         if state is None:
-            return self._surely(lambda: (self._sides[0].to_host(), self._sides[1].to_host()))
+            return self._with_fallback(lambda: (self._sides[0].to_host(), self._sides[1].to_host()))
         users, items = (
             each if isinstance(each, np.ndarray) else rows_of(self._cluster, each) for each in state
         )

@@ -74,7 +74,7 @@ class Group:
     members : tuple of str
         Addresses, by rank.
     places : tuple of Future
-        Each member's place, which is free again when there is no such future any more.
+        Each member's place, which is free again once the future is released.
     """
 
     token: str
@@ -121,7 +121,7 @@ class Group:
 
 
 def gpu_for_nccl(backend: Backend) -> str | None:
-    """Return what tells this worker's GPU from others, or None where NCCL cannot be used."""
+    """Return what identifies this worker's GPU, or None where NCCL cannot be used."""
     if backend.name != "cupy" or cast(Any, backend).nccl() is None:
         return None
     with backend.session():
@@ -167,7 +167,7 @@ class _Member:
         self.token, self.place = token, place
         self._backend, self._rank, self._nccl = backend, rank, cast(Any, backend).nccl()
         self._communicator: Any = None
-        self._lock = threading.Lock()  # nobody looks for errors of what is being aborted
+        self._lock = threading.Lock()  # no check for errors while aborting
         self._given_up = threading.Event()
 
     def connect(self, identity: Any, n_members: int) -> None:
@@ -187,10 +187,10 @@ class _Member:
             found = self.gather(xp.full((1, 1), self._rank, xp.float32), range(n_members + 1))
             ranks = self._backend.to_host(found)[:, 0].tolist()
         if ranks != list(range(n_members)):
-            raise ExchangeError("NCCL does not bring what is sent")
+            raise ExchangeError("NCCL does not deliver what is sent")
 
     def gather(self, own: Any, bounds: Sequence[int]) -> Any:
-        """See :func:`gather`."""
+        """Return the factors of a side, given those that this member has."""
         xp = self._backend.xp
         every = xp.empty((bounds[-1], own.shape[1]), own.dtype)
         every[bounds[self._rank] : bounds[self._rank + 1]] = own

@@ -5,6 +5,7 @@ The entries of a Dask collection are sorted by user and by item on the workers.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -82,7 +83,7 @@ class DaskInteractions(TrainingData):
         super().__init__(data.users, data.items, data.user_ids, data.item_ids)
 
     def map_blocks(self, function: Callable[[int, SparseRows], T]) -> list[T]:
-        """See :class:`~gpu_als.train.training_data.TrainingData`.
+        """Return ``function(first_row, rows)`` of every block of the users' rows, in order.
 
         Workers call the function, unless the client has the rows in its memory.
         """
@@ -97,7 +98,7 @@ class DaskInteractions(TrainingData):
         return [result for found in cluster.collect(futures) for result in found]
 
     def engine(self, objective: Objective, n_factors: int, choice: BackendChoice) -> DaskEngine:
-        """See :class:`~gpu_als.train.training_data.TrainingData`."""
+        """Return the engine whose half-sweeps run on the cluster's workers."""
         return DaskEngine(self._cluster, (self.users, self.items), objective, n_factors, choice)
 
 
@@ -231,7 +232,7 @@ def _by_row(
     split = [submit(_split, block, side, limits) for block in blocks]
     matrices = []
     for number, (first, last) in enumerate(pairwise(limits)):
-        picked = [submit(_pick, each, number) for each in split]
+        picked = [submit(operator.getitem, each, number) for each in split]
         matrices.append(submit(_assemble, picked, first, last, side, shape))
     lengths = collect([submit(_row_counts, matrix) for matrix in matrices])
     entries = np.concatenate(lengths)
@@ -323,10 +324,6 @@ def _split(block: _Entries, side: int, limits: Sequence[int]) -> list[_Entries]:
     ends = np.cumsum(np.bincount(part, minlength=len(limits) - 1))[:-1]
     split = (np.split(array[order], ends) for array in block)
     return [_Entries(*each) for each in zip(*split, strict=True)]
-
-
-def _pick(split: list[_Entries], number: int) -> _Entries:
-    return split[number]
 
 
 def _assemble(

@@ -21,10 +21,11 @@ from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
 from gpu_als.dask.nccl import OnGpu, gather, gpu_for_nccl
 from gpu_als.train.engine import Side, plan_blocks
+from gpu_als.train.row_blocks import join
 
 __all__ = [
     "Device", "FactorBlock", "HowToSolve", "Metadata", "describe_device", "first_block",
-    "host_rows", "is_there", "join", "make_side", "metadata", "solve", "solve_together",
+    "host_rows", "is_there", "make_side", "metadata", "solve", "solve_together",
 ]  # fmt: skip
 
 _one_at_a_time = threading.Lock()
@@ -111,7 +112,7 @@ def _size_of_side(side: Side) -> int:
 
 
 def is_there(side: Side) -> bool:
-    """Tell that a worker has made a side, which itself need not travel for it."""
+    """Return once a worker has made a side, which itself need not travel for it."""
     return True
 
 
@@ -184,11 +185,6 @@ def _solve(backend: Backend, side: Side, solved: Any, held: Any, how: HowToSolve
 def host_rows(block: FactorBlock) -> np.ndarray:
     """Return on the host the factors of a block that is on a GPU."""
     return block.rows.to_host()
-
-
-def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the factors of consecutive blocks as one array."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 class Device(NamedTuple):

@@ -18,7 +18,7 @@ __all__ = ["replacing"]
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a new file, which takes the place of ``path`` once all has gone well.
 
-    It lies in the same folder, because a file can be replaced at one blow only within one file
+    It lies in the same folder, because a file can be replaced in one step only within one file
     system, and is called ``.<name>.<16 hex digits>.tmp``. When anything fails it is removed, and
     what was at ``path`` stays; only a process that is killed leaves it behind, and it may then be
     deleted. Both the file and its new name are on disk when this returns, so that a power cut
@@ -66,7 +66,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def _sync_folder(folder: Path) -> None:
     """Write the names in a folder to disk, where the system can do that for folders."""
-    # The file has its name by now: that it might lose it in a power cut is no reason to fail.
+    # The file has its name by now: a power cut could undo that, which is not a reason to fail.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

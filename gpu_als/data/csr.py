@@ -91,7 +91,7 @@ _FEW = 1 << 16
 
 
 def _is_in_order(matrix: sp.csr_matrix) -> bool:
-    """Tell whether all is well with a small matrix; one that is not takes the long way.
+    """Return whether all is well with a small matrix; one that is not takes the long way.
 
     For the rows of one user that way takes longer than to find the user's best items.
     """

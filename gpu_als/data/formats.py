@@ -21,7 +21,7 @@ def format_of(path: Path) -> str:
     Raises
     ------
     ReadError
-        If it is none that can be read.
+        If files of that name cannot be read.
     """
     suffix = path.suffix.lower()
     if suffix == ".gz":

@@ -14,45 +14,12 @@ import numpy as np
 from gpu_als.data.csr import check_index_array, to_host
 from gpu_als.errors import InputError
 
-__all__ = ["IdMap", "factorize", "lookup", "to_id_array"]
+__all__ = ["IdMap", "factorize", "to_id_array"]
 
 _INT64 = np.iinfo(np.int64)
 _REMEDY = "pass integers or strings, for example with .astype(str)"
 _MISSING_TYPES = frozenset({"NoneType", "NAType", "NaTType"})
 _SHOWN = 5
-
-
-def lookup(
-    ids_array: np.ndarray | None,
-    wanted: Any,
-    *,
-    name: str,
-    unknown: Literal["raise", "drop"] = "raise",
-) -> np.ndarray:
-    """Return the row of every wanted id.
-
-    For many lookups in the same ids, keep an :class:`IdMap`.
-
-    Parameters
-    ----------
-    ids_array : ndarray of int or str, shape (rows,)
-        ``ids_array[row]`` is the id of the row.
-    wanted : id or array-like of ids, shape (n,)
-    name : str
-        What the caller calls ``wanted``; used in messages.
-    unknown : {"raise", "drop"}
-        Whether an id that is not there is an error or gets row -1.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-
-    Raises
-    ------
-    InputError
-        For unknown, missing or unusable ids.
-    """
-    return IdMap(ids_array).rows(wanted, name=name, unknown=unknown)
 
 
 class IdMap:
@@ -91,10 +58,26 @@ class IdMap:
     def rows(
         self, wanted: Any, *, name: str, unknown: Literal["raise", "drop"] = "raise"
     ) -> np.ndarray:
-        """Return the rows of ``wanted`` as :func:`lookup` does.
+        """Return the row of every wanted id.
 
-        Without ids, ``wanted`` holds row numbers, and one out of range is an
-        :class:`~gpu_als.errors.IdRangeError`.
+        Parameters
+        ----------
+        wanted : id or array-like of ids, shape (n,)
+            Without ids, row numbers.
+        name : str
+            What the caller calls ``wanted``; used in messages.
+        unknown : {"raise", "drop"}
+            Whether an id that does not occur is an error or gets row -1.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+
+        Raises
+        ------
+        InputError
+            For unknown, missing or unusable ids; an :class:`~gpu_als.errors.IdRangeError` for row
+            numbers out of range.
         """
         if unknown not in ("raise", "drop"):
             raise InputError(f"unknown: found {unknown!r}; pass 'raise' or 'drop'")

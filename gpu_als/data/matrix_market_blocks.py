@@ -39,14 +39,14 @@ def matrix_market_shape(path: Path) -> tuple[int, int]:
     return _head(path)[0]
 
 
-def read_matrix_market_blocks(path: Path, *, piece_bytes: int) -> Iterator[tuple[int, Triples]]:
+def read_matrix_market_blocks(path: Path, *, chunk_bytes: int) -> Iterator[tuple[int, Triples]]:
     """Read a Matrix Market file block by block.
 
     Parameters
     ----------
     path : Path
         ``.mtx``, also with ``.gz``.
-    piece_bytes : int
+    chunk_bytes : int
         How much text a block holds, besides the rest of its last line.
 
     Yields
@@ -59,7 +59,7 @@ def read_matrix_market_blocks(path: Path, *, piece_bytes: int) -> Iterator[tuple
     Raises
     ------
     ReadError
-        If the file is none, is damaged, or holds a dense or complex matrix.
+        If the file is not a Matrix Market file, is damaged, or holds a dense or complex matrix.
     FileNotFoundError
         If there is no such file.
     """
@@ -67,8 +67,8 @@ def read_matrix_market_blocks(path: Path, *, piece_bytes: int) -> Iterator[tuple
     n_found = 0
     layout = Layout(path, None, 0, 1, None if field == "pattern" else 2)
     with TextStream.open(path) as stream:
-        pieces = stream.pieces(piece_bytes, line=_skip_head(stream) + 1)
-        for block in triples_in_lines(layout, pieces, piece_bytes):
+        chunks = stream.chunks(chunk_bytes, line=_skip_head(stream) + 1)
+        for block in triples_in_lines(layout, chunks, chunk_bytes):
             n_found += len(block.users)
             _check_numbers(path, block, shape)
             rows, columns = block.users - 1, block.items - 1
@@ -101,7 +101,7 @@ def _skip_head(stream: TextStream) -> int:
 def _check_numbers(path: Path, block: Triples, shape: tuple[int, int]) -> None:
     for numbers, size, what in zip(block[:2], shape, ("row", "column"), strict=True):
         if numbers.dtype == object:
-            raise ReadError(f"{path}: found {what} numbers that are none; write it again")
+            raise ReadError(f"{path}: found {what} numbers that are not integers; write it again")
         lowest, highest = numbers.min(), numbers.max()
         if lowest < 1 or highest > size:
             raise ReadError(

@@ -15,7 +15,7 @@ from gpu_als.data.atomic import replacing
 from gpu_als.data.npz_members import ARRAY_KINDS, opened_archive, read_member
 from gpu_als.errors import InputError, ModelFileError
 
-__all__ = ["check_names", "read_arrays", "to_factors", "write_arrays"]
+__all__ = ["check_names", "npz_path", "read_arrays", "to_factors", "write_arrays"]
 
 
 def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, A
     """
     prepared = {name: _as_array(value, name) for name, value in arrays.items()}
     if isinstance(file, str | os.PathLike):
-        with replacing(_with_suffix(file)) as stream:
+        with replacing(npz_path(file)) as stream:
             _write_archive(stream, prepared)
     elif isinstance(file, io.TextIOBase) or not hasattr(file, "write"):
         raise InputError(
@@ -82,8 +82,8 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
             )
         return _read_archive(file, str(getattr(file, "name", "the file object")))
     path = Path(file)
-    if not path.exists() and _with_suffix(path).exists():
-        path = _with_suffix(path)
+    if not path.exists() and npz_path(path).exists():
+        path = npz_path(path)
     with path.open("rb") as stream:
         return _read_archive(stream, str(path))
 
@@ -135,7 +135,8 @@ def to_factors(array: np.ndarray, dtype: Any, where: str) -> np.ndarray:
     return factors
 
 
-def _with_suffix(file: str | os.PathLike[str]) -> Path:
+def npz_path(file: str | os.PathLike[str]) -> Path:
+    """Return the path of a model file: ``.npz`` is appended to a bare name."""
     path = os.fspath(file)
     return Path(path if path.endswith(".npz") else path + ".npz")
 

@@ -95,14 +95,14 @@ class _Archive:
         shape, layout = self.shape(), self._read("format").item()
         name = layout.decode("ascii", "replace") if isinstance(layout, bytes) else str(layout)
         if name == "coo":
-            pieces = self._columns(["row", "col", "data"], rows_at_once)
+            chunks = self._columns(["row", "col", "data"], rows_at_once)
         elif name in _COMPRESSED:
-            pieces = self._compressed(shape, _COMPRESSED[name], rows_at_once)
+            chunks = self._compressed(shape, _COMPRESSED[name], rows_at_once)
         else:
             raise ReadError(
                 f"{self._path}: holds a {name!r:.20} matrix; save it in CSR, CSC or COO format"
             )
-        for done, total, (rows, columns, values) in pieces:
+        for done, total, (rows, columns, values) in chunks:
             for numbers, n in zip((rows, columns), shape, strict=True):
                 if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= n:
                     raise ReadError(

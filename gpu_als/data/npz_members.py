@@ -84,7 +84,7 @@ def read_header(member: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtyp
     """Read the head of an array: its shape, whether it is in Fortran order, and its type."""
     magic = member.read(len(_MAGIC) + 2)
     if magic[:-2] != _MAGIC:
-        raise ModelFileError(f"{where} is no .npy file of version 1.0; write it again")
+        raise ModelFileError(f"{where} is not a .npy file of version 1.0; write it again")
     header = member.read(int.from_bytes(magic[-2:], "little")).decode("latin1")
     found = _HEADER.fullmatch(header)
     if found is None:
@@ -126,7 +126,7 @@ def _check_members(members: list[zipfile.ZipInfo], file_bytes: int, name: str) -
     for member in members:
         if not member.filename.endswith(".npy") or set(member.filename) & {"/", "\\"}:
             raise ModelFileError(
-                f"{name}: holds {member.filename!r}, which is no array; this is no .npz file"
+                f"{name}: holds {member.filename!r}, which is not an array; this is not a .npz file"
             )
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ModelFileError(

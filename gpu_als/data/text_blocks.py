@@ -24,7 +24,7 @@ def read_text_blocks(
     rating: Column,
     delimiter: str | None,
     header: Header,
-    piece_bytes: int,
+    chunk_bytes: int,
 ) -> Iterator[tuple[int, Triples]]:
     """Read a text file block by block.
 
@@ -35,7 +35,7 @@ def read_text_blocks(
         That of ``path`` without ``.gz``.
     user, item, rating, delimiter, header
         As :func:`~gpu_als.data.readers.read_triples` takes them.
-    piece_bytes : int
+    chunk_bytes : int
         How much text a block holds, besides the rest of its last line.
 
     Yields
@@ -53,15 +53,15 @@ def read_text_blocks(
     columns = (user, item, rating)
     check_arguments(columns, delimiter, header)
     with TextStream.open(path) as stream:
-        pieces = stream.pieces(piece_bytes)
-        first = next(pieces, None)
+        chunks = stream.chunks(chunk_bytes)
+        first = next(chunks, None)
         if first is None:
             raise ReadError(
                 f"{path}: the file is empty; it needs one line 'user,item,rating' per rating"
             )
         layout, body = find_layout(path, suffix, first, columns, delimiter, header)
         empty = True
-        for block in triples_in_lines(layout, chain([body], pieces), piece_bytes):
+        for block in triples_in_lines(layout, chain([body], chunks), chunk_bytes):
             empty = False
             yield stream.position(), block
         if empty:

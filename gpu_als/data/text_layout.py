@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpu_als.data.columns import COLUMNS, Column, find_column, named_column
-from gpu_als.data.text_stream import Piece
+from gpu_als.data.text_stream import Chunk
 from gpu_als.errors import InputError, ReadError
 
 __all__ = ["Header", "Layout", "check_arguments", "find_layout", "is_number"]
@@ -76,19 +76,19 @@ def check_arguments(columns: Sequence[Column], delimiter: str | None, header: He
 def find_layout(
     path: Path,
     suffix: str,
-    piece: Piece,
+    chunk: Chunk,
     columns: tuple[Column, Column, Column],
     delimiter: str | None,
     header: Header,
-) -> tuple[Layout, Piece]:
-    """Return the layout that the first lines show, and the piece without its header.
+) -> tuple[Layout, Chunk]:
+    """Return the layout that the first lines show, and the chunk without its header.
 
     Parameters
     ----------
     path : Path
     suffix : str
         That of ``path`` without ``.gz``.
-    piece : Piece
+    chunk : Chunk
         The first of the file.
     columns, delimiter, header
         As :func:`check_arguments` takes them.
@@ -100,7 +100,7 @@ def find_layout(
     InputError
         If a column that was named does not exist, or columns are not distinct.
     """
-    line, text = piece
+    line, text = chunk
     if delimiter is None:
         delimiter = _sniff(next(_lines(text))[1], suffix)
     (end, fields), *rest = islice(_records(text, delimiter), 2)
@@ -208,7 +208,7 @@ def _positions(
 
 
 def is_number(text: str) -> bool:
-    """Tell whether Python reads a text as a number."""
+    """Return whether Python reads a text as a number."""
     try:
         float(text)
     except ValueError:

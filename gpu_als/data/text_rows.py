@@ -1,6 +1,6 @@
 """From lines of delimited text to users, items and ratings.
 
-NumPy's text parser takes the pieces in which both ids are plain integers. Every other piece is
+NumPy's text parser takes the chunks in which both ids are plain integers. Every other chunk is
 split in Python, which also handles strings and quotes and knows the number of the line it cannot
 use.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from gpu_als.data.columns import Triples
 from gpu_als.data.text_layout import Layout, is_number
-from gpu_als.data.text_stream import Piece
+from gpu_als.data.text_stream import Chunk
 from gpu_als.errors import ReadError
 
 __all__ = ["triples_in_lines"]
@@ -32,9 +32,9 @@ _UNIT_SEPARATOR = "\x1f"
 
 
 def triples_in_lines(
-    layout: Layout, pieces: Iterator[Piece], piece_bytes: int
+    layout: Layout, chunks: Iterator[Chunk], chunk_bytes: int
 ) -> Iterator[Triples]:
-    """Yield what pieces of whole lines, of about so many bytes, hold where the layout says.
+    """Yield what chunks of whole lines, of about so many bytes, hold where the layout says.
 
     Users and items are int64 where all of a block are integers, otherwise str objects; ratings
     are float64.
@@ -44,11 +44,11 @@ def triples_in_lines(
     ReadError
         For the first line that cannot be used.
     """
-    rows_at_once = min(_ROWS_AT_ONCE, max(1, piece_bytes // _BYTES_OF_A_ROW))
-    for line, text in pieces:
+    rows_at_once = min(_ROWS_AT_ONCE, max(1, chunk_bytes // _BYTES_OF_A_ROW))
+    for line, text in chunks:
         if layout.quotes and '"' in text:
-            # Quoted fields may contain line ends, and so run from one piece into the next.
-            rows = _quoted_rows(chain([(line, text)], pieces), layout)
+            # Quoted fields may contain line ends, and so run from one chunk into the next.
+            rows = _quoted_rows(chain([(line, text)], chunks), layout)
         elif (parsed := _parse_integers(text, layout)) is not None:
             yield parsed
             continue
@@ -125,9 +125,9 @@ def _plain_rows(line: int, text: str, delimiter: str | None) -> Iterator[_Row]:
             yield number, content.split(delimiter)
 
 
-def _quoted_rows(pieces: Iterator[Piece], layout: Layout) -> Iterator[_Row]:
-    first_line, text = next(pieces)
-    texts = chain([text], (text for _, text in pieces))
+def _quoted_rows(chunks: Iterator[Chunk], layout: Layout) -> Iterator[_Row]:
+    first_line, text = next(chunks)
+    texts = chain([text], (text for _, text in chunks))
     # StringIO, unlike str.splitlines, ends lines at line feeds only.
     lines = (line for text in texts for line in io.StringIO(text))
     # strict: a quote that is never closed is an error, not a very long field
@@ -180,7 +180,7 @@ def _parse_integers(text: str, layout: Layout) -> Triples | None:
 
 
 def _may_hide_text(text: str) -> bool:
-    """Tell whether parsing integers could lose a leading zero or a sign."""
+    """Return whether parsing integers could lose a leading zero or a sign."""
     if "+" in text:
         return True
     codes = np.frombuffer(f"\n{text}\n".encode(), np.uint8)

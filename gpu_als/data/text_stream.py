@@ -11,9 +11,9 @@ from typing import BinaryIO, cast
 
 from gpu_als.errors import ReadError
 
-__all__ = ["Piece", "TextStream"]
+__all__ = ["Chunk", "TextStream"]
 
-Piece = tuple[int, str]
+Chunk = tuple[int, str]
 """The number of its first line, and some whole lines."""
 
 
@@ -48,18 +48,18 @@ class TextStream:
         """
         return self._raw.tell() if self._raw.seekable() else 0
 
-    def pieces(self, piece_bytes: int, line: int = 1) -> Iterator[Piece]:
-        """Yield the text that is left, leaving out pieces that are all blank.
+    def chunks(self, chunk_bytes: int, line: int = 1) -> Iterator[Chunk]:
+        """Yield the text that is left, leaving out chunks that are all blank.
 
         Parameters
         ----------
-        piece_bytes : int
-            How much text a piece holds, besides the rest of its last line.
+        chunk_bytes : int
+            How much text a chunk holds, besides the rest of its last line.
         line : int
             The number of the line with which it begins.
         """
-        while piece := self._stream.read(piece_bytes):
-            text = _decode(piece + self._stream.readline(), self._path, line)
+        while chunk := self._stream.read(chunk_bytes):
+            text = _decode(chunk + self._stream.readline(), self._path, line)
             if line == 1:
                 text = text.removeprefix("\ufeff")
             if "\r" in text:
@@ -69,14 +69,16 @@ class TextStream:
             line += text.count("\n")
 
 
-def _decode(piece: bytes, path: Path, line: int) -> str:
-    if b"\0" in piece:
-        line += piece.count(b"\n", 0, piece.index(b"\0"))
-        raise ReadError(f"{path}:{line}: found a NUL byte; this is no text file, or a damaged one")
+def _decode(chunk: bytes, path: Path, line: int) -> str:
+    if b"\0" in chunk:
+        line += chunk.count(b"\n", 0, chunk.index(b"\0"))
+        raise ReadError(
+            f"{path}:{line}: found a NUL byte; this is not a text file, or a damaged one"
+        )
     try:
-        return piece.decode("utf-8")
+        return chunk.decode("utf-8")
     except UnicodeDecodeError as error:
-        line += piece.count(b"\n", 0, error.start)
+        line += chunk.count(b"\n", 0, error.start)
         raise ReadError(
             f"{path}:{line}: found bytes that are not UTF-8 text; save the file as UTF-8"
         ) from None

@@ -12,7 +12,7 @@ from gpu_als.data.text_layout import Header
 
 __all__ = ["read_table"]
 
-_PIECE_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 24
 
 
 def read_table(
@@ -33,7 +33,7 @@ def read_table(
     ratings = []
     for _, block in read_text_blocks(
         path, suffix, user=user, item=item, rating=rating, delimiter=delimiter, header=header,
-        piece_bytes=_PIECE_BYTES,
+        chunk_bytes=_CHUNK_BYTES,
     ):  # fmt: skip
         users.add(block.users)
         items.add(block.items)

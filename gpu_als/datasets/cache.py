@@ -27,7 +27,7 @@ __all__ = ["PublishedFile", "cache_folder", "fetch"]
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file somebody publishes, with what they say of it."""
+    """A file on the web, with the size and the checksum that its publisher gives."""
 
     url: str
     size: int
@@ -67,7 +67,7 @@ def fetch(
     ReadError
         If the file in the cache folder is another one.
     InputError
-        If ``url`` is no address.
+        If ``url`` is not an address.
     """
     url = published.url if url is None else _check_url(url)
     target = cache_folder(cache_dir) / published.name
@@ -121,7 +121,7 @@ def _check_cached(path: Path, published: PublishedFile) -> None:
 
 
 def _md5(path: Path) -> str:
-    # Publishers give MD5. Nobody can make another file with a given MD5, only two with the same.
+    # Publishers give MD5. A second file with a given MD5 cannot be made, only two that share one.
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -133,7 +133,7 @@ def _sole_writer(target: Path, show_progress: bool) -> Iterator[PartialFile]:
         if _lock(lock, target, show_progress):
             yield PartialFile(target.with_name(f"{target.name}.part"))
             return
-    # Without locks everybody needs a file of their own, and nobody finds one to go on with.
+    # Without locks each process needs a file of its own, and finds none to continue.
     part = PartialFile(target.with_name(f".{target.name}.{secrets.token_hex(8)}.part"))
     try:
         yield part

@@ -1,4 +1,4 @@
-"""One file over HTTP, going on where an earlier attempt stopped."""
+"""One file over HTTP, continued where an earlier attempt stopped."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def receive(url: str, part: PartialFile, size: int, *, target: Path, show_progre
             os.fsync(file.fileno())
     if part.size < size:
         raise DownloadError(
-            f"{url}: the connection ended after {part.size} of {size} bytes; call again to go on "
-            "from there"
+            f"{url}: the connection ended after {part.size} of {size} bytes; call again to "
+            "continue from there"
         )
 
 
@@ -158,12 +158,12 @@ def _chunks(response: Any, count: int, url: str, target: Path) -> Iterator[bytes
 
 @contextmanager
 def _explained(url: str, target: Path) -> Iterator[None]:
-    """Turn what the network does wrong into an error that tells what to do."""
+    """Turn what the network does wrong into an error that says what to do."""
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise DownloadError(
-            f"{url}: the download failed ({reason or type(error).__name__}); call again to go on, "
-            f"pass url=<another address of the same file>, or put the file at {target}"
+            f"{url}: the download failed ({reason or type(error).__name__}); call again to "
+            f"continue, pass url=<another address of the same file>, or put the file at {target}"
         ) from error

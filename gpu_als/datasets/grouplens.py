@@ -100,8 +100,8 @@ def movielens(
     InputError
         If there is no such release.
     DownloadError
-        If the archive cannot be downloaded. What was received is kept, and the next call goes on
-        from there.
+        If the archive cannot be downloaded. What was received is kept, and the next call
+        continues from there.
     ReadError
         If the archive in the cache folder is not the published one.
 
@@ -118,7 +118,7 @@ def movielens(
     found = _RELEASES[release]
     archive = fetch(found.file, url=url, cache_dir=cache_dir, show_progress=show_progress)
     member = ArchiveMember(archive, found.member, found.largest)
-    # The three formats are among those the reader tells apart by itself.
+    # The three formats are among those that the reader recognises.
     triples = read_table(
         cast(Path, member),
         member.suffix,

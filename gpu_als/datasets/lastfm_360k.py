@@ -50,8 +50,8 @@ def lastfm(
     Raises
     ------
     DownloadError
-        If the archive cannot be downloaded. What was received is kept, and the next call goes on
-        from there.
+        If the archive cannot be downloaded. What was received is kept, and the next call
+        continues from there.
     ReadError
         If the archive in the cache folder is not the published one.
 

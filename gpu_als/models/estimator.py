@@ -123,7 +123,7 @@ class Estimator(HasParameters):
         """Return what solves rows after training."""
         raise NotImplementedError
 
-    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
+    def _check_values(self, rows: sp.csr_matrix, name: str) -> None:
         """Refuse values that are too large to be solved with."""
         raise NotImplementedError
 
@@ -404,7 +404,7 @@ class Estimator(HasParameters):
         N, filter_already_liked_items, filter_items, items, min_score
             As in :meth:`recommend`.
         userids : array of int, shape (n_users,), optional
-            Whom to write; everybody by default.
+            Whom to write; all users by default.
         show_progress : bool
 
         Raises
@@ -417,8 +417,8 @@ class Estimator(HasParameters):
         model = copy.copy(self)  # of one moment, whatever happens between two blocks
         fitted = model._fitted.checked()
         n_items = len(fitted.items)
-        everybody = np.arange(len(fitted.users)) if userids is None else userids
-        users = check_index_array(everybody, len(fitted.users), name="userids")
+        wanted = np.arange(len(fitted.users)) if userids is None else userids
+        users = check_index_array(wanted, len(fitted.users), name="userids")
         liked = None
         if filter_already_liked_items:
             liked = requested_rows(user_items, len(users), n_items, "filter", dtype=self.dtype)

@@ -32,8 +32,7 @@ from gpu_als.train.engine import Model
 from gpu_als.train.loop import Schedule, train
 from gpu_als.train.report import FitReport
 from gpu_als.train.row_blocks import hash_arrays
-from gpu_als.train.training_data import TrainingData, as_training_data
-from gpu_als.train.validation import validation_ratings
+from gpu_als.train.training_data import TrainingData, as_training_data, validation_ratings
 
 __all__ = ["ExplicitALS"]
 
@@ -202,7 +201,7 @@ class ExplicitALS(Estimator):
         checkpoint : path or Checkpoint, optional
             Where, and how often, to save the state of the fit.
         resume : path or bool, optional
-            Go on from a saved state, to the same factors as if the fit had not been interrupted:
+            Continue from a saved state, to the same factors as if the fit had not been interrupted:
             to the bit on the same kind of device. True: from the file of ``checkpoint`` where it
             is there, else afresh, so that a script that was killed can be run again as it is.
             ``iterations`` counts from the very start.
@@ -299,8 +298,8 @@ class ExplicitALS(Estimator):
         own = self._solver(side, bias=bias)
         return own if own.exact else Certified(self.solver_tol)
 
-    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
-        check_magnitude(rows, dtype=rows.dtype, name=name, first_row=first_row)
+    def _check_values(self, rows: sp.csr_matrix, name: str) -> None:
+        check_magnitude(rows, dtype=rows.dtype, name=name)
 
     def _weighed(
         self, entries: Any, sample_weight: Any, matrix: sp.csr_matrix, name: str

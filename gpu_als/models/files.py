@@ -34,8 +34,10 @@ class Format:
         What the file says it is.
     prefix : str
         Comes before the names of parameters.
-    parameters : tuple of str
-        Attributes to store. What is None is left out.
+    besides : tuple of str
+        Attributes to store besides the parameters of the constructor.
+    of_machine : tuple of str
+        Parameters that say where to work, and are not stored.
     needed : tuple of str
         Those without which a file is refused.
     biases : bool
@@ -45,23 +47,32 @@ class Format:
     title: str
     kind: str | None
     prefix: str
-    parameters: tuple[str, ...]
+    besides: tuple[str, ...]
+    of_machine: tuple[str, ...]
     needed: tuple[str, ...]
     biases: bool
+
+    def names(self, model: type) -> list[str]:
+        """Return what is stored of a class of models; what is None is left out.
+
+        Parameters that a user's subclass adds are not.
+        """
+        ours: Any = next(each for each in model.__mro__ if "_file" in vars(each))
+        return [
+            *(each for each in ours._parameters() if each not in self.of_machine),
+            *self.besides,
+        ]
 
 
 IMPLICIT = Format(
     "AlternatingLeastSquares", None, "",
-    ("factors", "regularization", "num_threads", "iterations", "use_native", "use_cg", "cg_steps",
-     "calculate_training_loss", "random_state", "alpha", "unobserved_weight",
-     "regularization_exponent", "solver_tol", "dtype"),
+    ("cg_steps",), ("use_gpu", "precision"),
     ("factors", "regularization", "iterations"),
     False,
 )  # fmt: skip
 EXPLICIT = Format(
     "ExplicitALS", "gpu_als.ExplicitALS", "param_",
-    ("factors", "regularization", "scale_regularization", "bias", "nonnegative", "iterations",
-     "tol", "patience", "solver", "solver_tol", "dtype", "random_state"),
+    (), ("backend", "num_threads", "precision"),
     ("factors", "regularization", "bias", "iterations", "dtype"),
     True,
 )  # fmt: skip
@@ -77,7 +88,7 @@ def save(file: File, form: Format, model: Any, fitted: Fitted) -> None:
     InputError
         The factors hold NaN or inf, or do not fit together.
     """
-    values = {name: getattr(model, name) for name in form.parameters}
+    values = {name: getattr(model, name) for name in form.names(type(model))}
     arrays: dict[str, Any] = {}
     if fitted.users.matrix is not None or fitted.items.matrix is not None:
         fitted.checked()
@@ -119,14 +130,14 @@ def load(file: File, form: Format, make: Any) -> tuple[Any, Fitted]:
     kind = stored.pop("kind", None)
     is_one = any(f"{form.prefix}{name}" in stored for name in form.needed)
     if (None if kind is None else str(kind)) != form.kind or not is_one:
-        raise ModelFileError(f"{file}: this is no {form.title} model")
+        raise ModelFileError(f"{file}: holds no {form.title} model")
     kinds = ("factors", "biases", "ids") if form.biases else ("factors", "ids")
     sides = [
         {what: stored.pop(f"{name}_{what}", None) for what in kinds} for name in ("user", "item")
     ]
     mean = stored.pop("global_mean", None) if form.biases else None
     values = {name.removeprefix(form.prefix): array for name, array in stored.items()}
-    check_names(values, needed=form.needed, known=(*form.parameters, *_ELSEWHERE), where=str(file))
+    check_names(values, needed=form.needed, known=(*form.names(make), *_ELSEWHERE), where=str(file))
     try:
         model = _with_parameters(make, values)
     except (ValueError, TypeError) as error:

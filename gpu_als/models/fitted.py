@@ -193,7 +193,7 @@ class Fitted:
         NotFittedError
             A side has none.
         InputError
-            They were set by hand, and are no factors.
+            They were set by hand, and are not factors.
         """
         users, items = self.users.matrix, self.items.matrix
         if users is None or items is None:

@@ -174,7 +174,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         checkpoint : path or Checkpoint, optional
             Where, and how often, to save the state of the fit.
         resume : path or bool, optional
-            Go on from a saved state, to the same factors as if the fit had not been interrupted:
+            Continue from a saved state, to the same factors as if the fit had not been interrupted:
             to the bit on the same kind of device. True: from the file of ``checkpoint`` where it
             is there, else afresh, so that a script that was killed can be run again as it is.
             ``iterations`` counts from the very start.
@@ -254,8 +254,8 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
     def _exact_solver(self, side: str, *, bias: bool) -> Solver:
         return Certified(self.solver_tol)
 
-    def _check_values(self, rows: sp.csr_matrix, name: str, first_row: int = 0) -> None:
-        _check_confidences(rows, self.alpha, name, first_row)
+    def _check_values(self, rows: sp.csr_matrix, name: str) -> None:
+        _check_confidences(rows, self.alpha, name)
 
     @classmethod
     def _from_stored(cls, values: dict[str, Any]) -> AlternatingLeastSquares:

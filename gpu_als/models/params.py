@@ -65,12 +65,14 @@ class HasParameters:
         Raises
         ------
         InputError
-            For a name that is no parameter, or a value the constructor would refuse.
+            For a name that is not a parameter, or a value the constructor would refuse.
         """
         known = self._parameters()
         for name in params:
             if name not in known:
-                raise InputError(f"{name!r} is no parameter; the parameters are {', '.join(known)}")
+                raise InputError(
+                    f"{name!r} is not a parameter; the parameters are {', '.join(known)}"
+                )
         fresh = type(self)(**{**self.get_params(), **params})  # the constructor checks values
         for name in params:
             setattr(self, name, getattr(fresh, name))

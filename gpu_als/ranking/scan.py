@@ -61,7 +61,7 @@ def scan(
     -------
     Best
         ``n_best`` for each user, or all that score above the lowest finite number where they are
-        fewer. NaN is no score.
+        fewer. NaN does not count as a score.
     """
     xp = backend.xp
     n_users, n_items = len(users), len(items)

@@ -1,4 +1,4 @@
-"""The state of a fit on disk, from which it goes on as if it had never stopped.
+"""The state of a fit on disk, from which it continues as if it had never stopped.
 
 A sweep follows from the factors alone: nothing random happens after the first are drawn. So the
 factors of both sides, the report and, with a validation set, the best factors so far are a fit's
@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpu_als.data.model_file import read_arrays, write_arrays
+from gpu_als.data.model_file import npz_path, read_arrays, write_arrays
 from gpu_als.errors import CheckpointError, InputError, ModelFileError
 from gpu_als.train.engine import Model
 from gpu_als.train.report import FitReport
@@ -40,7 +40,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 class Checkpoint:
     """Where a fit saves its state, and how often.
 
-    The file is always whole: a new state takes the place of the former at one blow. It serves one
+    The file is always whole: a new state replaces the former in one step. It serves one
     fit at a time.
 
     Parameters
@@ -81,8 +81,7 @@ class Checkpoint:
     @property
     def path(self) -> Path:
         """The file, with its ending."""
-        name = os.fspath(self.file)
-        return Path(name if name.endswith(".npz") else f"{name}.npz")
+        return npz_path(self.file)
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Saved:
     Attributes
     ----------
     fit : mapping
-        What tells the fit from others, by name: numbers, strings, lists and None.
+        What identifies the fit, by name: numbers, strings, lists and None.
     factors : pair of array
         Those of the users and of the items.
     best : pair of array, or None
@@ -112,7 +111,7 @@ class Saved:
         Raises
         ------
         CheckpointError
-            It is damaged, or no checkpoint.
+            It is damaged, or not a checkpoint.
         FileNotFoundError
             There is no such file.
         """
@@ -122,7 +121,7 @@ class Saved:
             raise CheckpointError(str(error)) from error
         if str(arrays.get("kind")) != _KIND:
             raise CheckpointError(
-                f"{file}: no checkpoint of this version of gpu_als; pass a file that a fit was "
+                f"{file}: not a checkpoint of this version of gpu_als; pass a file that a fit was "
                 "given as its checkpoint"
             )
         try:
@@ -140,14 +139,14 @@ class Saved:
             ) from error
 
     def check(self, file: object, fit: Mapping[str, Any]) -> None:
-        """Refuse to go on with a fit that this state is not of.
+        """Refuse to continue a fit that this state does not belong to.
 
         Parameters
         ----------
         file : path
             Where the state is from, for the message.
         fit : mapping
-            What tells the fit from others.
+            What identifies the fit.
 
         Raises
         ------
@@ -161,9 +160,9 @@ class Saved:
         ]
         if differing:
             raise CheckpointError(
-                f"{file} is the state of another fit; different: {', '.join(differing)}. Go on "
-                "with the parameters and the data it was started with, or start afresh without "
-                "resume"
+                f"{file} is the state of another fit; different: {', '.join(differing)}. "
+                "Continue with the parameters and the data it was started with, or start afresh "
+                "without resume"
             )
 
 
@@ -195,7 +194,7 @@ class Writer:
         self._at = time.monotonic()
 
     def is_due(self, iterations: int, *, last: bool) -> bool:
-        """Tell whether to save now, after so many iterations in all."""
+        """Return whether to save now, after so many iterations in all."""
         every, seconds = self.checkpoint.iterations, self.checkpoint.seconds
         if last or (every is None and seconds is None):
             return True
@@ -237,7 +236,7 @@ def _factors(arrays: Mapping[str, np.ndarray], which: str) -> Factors:
 
 
 def _check_report(report: FitReport) -> None:
-    """Refuse a report that training could not go on from."""
+    """Refuse a report that training could not continue from."""
     done = report.iterations
     counted = (
         len(report.losses) == done
@@ -270,7 +269,7 @@ class Run:
     Attributes
     ----------
     model : Model or None
-        The factors to go on from; None to start afresh.
+        The factors to continue from; None to start afresh.
     best : pair of array, or None
         See :func:`gpu_als.train.loop.train`.
     report : FitReport
@@ -293,13 +292,13 @@ def begin(
     *,
     bias: bool = False,
 ) -> Run:
-    """Return where a fit begins: at a saved state, if there is one to go on from.
+    """Return where a fit begins: at a saved state, if there is one to continue from.
 
     Parameters
     ----------
     checkpoint : Checkpoint, path or None
     resume : path, bool or None
-        The file to go on from. True: that of ``checkpoint``, if it is there.
+        The file to continue from. True: that of ``checkpoint``, if it is there.
     report : FitReport
         A new one.
     parameters : dict
@@ -312,7 +311,7 @@ def begin(
     Raises
     ------
     InputError
-        The checkpoint cannot be written, or nothing says which file to go on from.
+        The checkpoint cannot be written, or no file to continue from is named.
     CheckpointError
         The file is damaged, of a fit with other parameters or data, or of more iterations.
     """
@@ -320,7 +319,7 @@ def begin(
     file = _file_to_read(place, resume)
     if place is None and file is None:
         return Run(None, None, report, None)
-    fit = _what_it_is(parameters, data, shapes, report.entries)
+    fit = _identity(parameters, data, shapes, report.entries)
     writer = None if place is None else Writer(place, fit)
     if file is None:
         return Run(None, None, report, writer)
@@ -344,19 +343,19 @@ def _file_to_read(place: Checkpoint | None, resume: Any) -> Any:
         return resume or None
     if place is None:
         raise InputError(
-            "resume=True goes on from the file of checkpoint, which is None; pass checkpoint=FILE "
-            "too, or resume=FILE"
+            "resume=True continues from the file of checkpoint, which is None; pass "
+            "checkpoint=FILE too, or resume=FILE"
         )
     return place.path if place.path.exists() else None
 
 
-def _what_it_is(
+def _identity(
     parameters: dict[str, Any],
     data: dict[str, Callable[[], str]],
     shapes: tuple[tuple[int, int], ...],
     entries: int,
 ) -> dict[str, Any]:
-    """Return what tells a fit from others, as it comes back from JSON."""
+    """Return what identifies a fit, as it comes back from JSON."""
     own = {name: value for name, value in parameters.items() if name not in _WITHOUT_EFFECT}
     seed = own["random_state"]
     if not (seed is None or isinstance(seed, int | np.integer)):
@@ -378,6 +377,6 @@ def _check_factors(
         for factors, shape in zip(pair, shapes, strict=True):
             if factors.shape != shape or factors.dtype != dtype:
                 raise CheckpointError(
-                    f"{file}: its factors are no {dtype} arrays of the shapes {shapes}; start "
+                    f"{file}: its factors are not {dtype} arrays of the shapes {shapes}; start "
                     "afresh without resume"
                 )

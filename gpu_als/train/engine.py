@@ -192,7 +192,7 @@ class Side:
         in_memory = self.rows.nbytes > 0 or not (
             self._streamed or backend.available_memory() is None
         )
-        self._room = float("inf") if in_memory else HOST_BYTES
+        self._free_bytes = float("inf") if in_memory else HOST_BYTES
         if in_memory and not self._streamed:
             for number in range(self.n_blocks):
                 self._problem(number)
@@ -254,9 +254,9 @@ class Side:
         if not self._streamed:
             problem = backend.load(problem)
         size = _owned_bytes(problem)
-        if size <= self._room:
+        if size <= self._free_bytes:
             self._kept[number] = problem
-            self._room -= size
+            self._free_bytes -= size
         return problem
 
 
@@ -348,12 +348,12 @@ class LocalEngine:
 
     @property
     def device(self) -> str:
-        """See :class:`Engine`."""
+        """The device in words, for reports."""
         return self.backend.device
 
     @contextmanager
     def start(self, model: Model, solvers: Solvers, copies: int) -> Iterator[Sweeps]:
-        """See :class:`Engine`."""
+        """Load both sides and the factors of ``model``, and begin a fit from them."""
         backend, (users, items) = self.backend, model.factors
         shape = len(users), len(items)
         cut = plan_blocks(backend, self.sides, shape, users.dtype, bias=model.bias, copies=copies)

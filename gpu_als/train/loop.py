@@ -86,7 +86,7 @@ def train(
         iteration's factors, else the last's. Callbacks find the present state in it.
     schedule : Schedule
     report : FitReport
-        Filled as the fit goes on, so that callbacks can read it.
+        Filled during the fit, so that callbacks can read it.
     constant, loss_scale : float
         The reported loss is ``(objective + constant) * loss_scale``.
     validate : callable, optional

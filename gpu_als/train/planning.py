@@ -281,10 +281,10 @@ class FitPlan:
         return FitPlan.of(replace(self.shape, factors=factors), self.machine).fits
 
     def _fits_on(self, n_workers: int) -> bool:
-        """Tell whether so many machines would do, each with its share of the rows of both sides.
+        """Return whether so many machines suffice, each with its share of the rows of both sides.
 
-        A worker has the pieces of the whole fixed side, puts them together and takes them into
-        their coordinates; of its own rows it keeps what they were and what they become.
+        A worker has the blocks of the whole fixed side, joins them and takes them into their
+        coordinates; of its own rows it keeps what they were and what they become.
         """
         entries = -(-self.shape.entries // n_workers)
         share = FitPlan.of(replace(self.shape, entries=entries), self.machine)
@@ -484,11 +484,11 @@ def _data(
             return rows + stays + most * (shape.value_bytes + 2), 0
         # One is in use while the next is made ready; where nothing is done with the next one's
         # entries, the maps of them take no memory.
-        ahead = min(part, shape.entries - part)
-        mapped = part + ahead
+        prefetched = min(part, shape.entries - part)
+        mapped = part + prefetched
         if not shape.base and shape.value_bytes == _STORED_BYTES:
             mapped = part
-        passing = mapped * entry + round((part + ahead) * copied) + ahead * set_apart
+        passing = mapped * entry + round((part + prefetched) * copied) + prefetched * set_apart
         return rows + round(2 * kept * (entry + copied)) + passing, 0
     held = 2 * shape.entries * entry + rows
     if threads:

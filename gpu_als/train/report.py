@@ -1,4 +1,4 @@
-"""What a fit tells about itself."""
+"""The report of a fit."""
 
 from __future__ import annotations
 

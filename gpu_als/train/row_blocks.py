@@ -16,7 +16,9 @@ from gpu_als.core.problem import SparseRows
 from gpu_als.data.csr import as_csr, partition_rows
 from gpu_als.data.shards import Shard
 
-__all__ = ["MemoryRows", "RowBlocks", "ShardRows", "add_hashes", "hash_arrays", "hash_entries"]
+__all__ = [
+    "MemoryRows", "RowBlocks", "ShardRows", "add_hashes", "hash_arrays", "hash_entries", "join",
+]  # fmt: skip
 
 
 class RowBlocks(Protocol):
@@ -183,9 +185,7 @@ class ShardRows:
                 indptr.append(ends[1:] - ends[0] + indptr[-1][-1])
                 indices.append(shard.columns(*place))
                 values.append(shard.decode(shard.stored(*place)).astype(self.dtype, copy=False))
-        return SparseRows(
-            np.concatenate(indptr), _joined(indices), _joined(values), None, self.n_fixed
-        )
+        return SparseRows(np.concatenate(indptr), join(indices), join(values), None, self.n_fixed)
 
     def counts(self) -> np.ndarray:
         """Return the number of entries of each row."""
@@ -232,7 +232,7 @@ class ShardRows:
         return replace(self, dtype=np.dtype(dtype))
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+def join(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Return arrays as one, and a single one as it is."""
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 

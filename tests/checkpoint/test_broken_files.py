@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, or a broken one, are refused."""
+"""Files that are not checkpoints, or a broken one, are refused."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_models_and_other_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "arrays.npz", user_factors=np.ones((N_USERS, 8), np.float32))
     sp.save_npz(tmp_path / "matrix.npz", RATINGS)
     for name in ("model", "arrays", "matrix"):
-        refuse(tmp_path / f"{name}.npz", "no checkpoint of this version of gpu_als; pass a file")
+        refuse(tmp_path / f"{name}.npz", "not a checkpoint of this version of gpu_als; pass a file")
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_models_and_other_arrays_are_refused(tmp_path):
         ({"user_factors": np.ones((N_USERS, 7), np.float32)}, r"of the shapes \(\(40, 8\)"),
         ({"item_factors": np.ones(N_ITEMS * 8, np.float32)}, "of the shapes"),
         ({"item_factors": np.ones((N_USERS, 8), np.float32)}, "of the shapes"),
-        ({"user_factors": np.ones((N_USERS, 8))}, "no float32 arrays"),
+        ({"user_factors": np.ones((N_USERS, 8))}, "not float32 arrays"),
         ({"user_factors": np.full((N_USERS, 8), "x")}, "incomplete or contradicts itself"),
         ({"user_factors": None}, "incomplete or contradicts itself"),
-        ({"kind": "gpu_als checkpoint 0"}, "no checkpoint of this version"),
+        ({"kind": "gpu_als checkpoint 0"}, "not a checkpoint of this version"),
         ({"state": None}, "incomplete or contradicts itself"),
         ({"state": ""}, "incomplete or contradicts itself"),
         ({"state": np.zeros(3)}, "incomplete or contradicts itself"),

@@ -73,8 +73,8 @@ def test_a_parameter_that_changes_the_factors_is_refused_by_name(make, name, tmp
     with pytest.raises(CheckpointError) as error:
         fit(make(**{name: value}), resume=True, checkpoint=file)
     found = re.fullmatch(
-        r".* is the state of another fit; different: (.*)\. Go on with the parameters and the data "
-        "it was started with, or start afresh without resume",
+        r".* is the state of another fit; different: (.*)\. Continue with the parameters and the "
+        "data it was started with, or start afresh without resume",
         str(error.value),
     )
     names = re.findall(r"(\w+) \(then ", found[1])

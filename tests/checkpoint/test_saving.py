@@ -1,4 +1,4 @@
-"""When and where the state is saved, and which file a fit goes on from."""
+"""When and where the state is saved, and which file a fit continues from."""
 
 import os
 import shutil

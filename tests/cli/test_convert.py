@@ -69,7 +69,7 @@ def test_several_files_and_options_between_them(files, tmp_path, capsys):
     assert run(files / "test.csv", tmp_path / "n", "-q", "--append") == 0
     assert ShardedMatrix.open(tmp_path / "n").shape == alone
     assert run(files / "test.csv", tmp_path / "n", "-q", "--append", "--resume") == 0
-    assert ShardedMatrix.open(tmp_path / "n").manifest.generation == 1
+    assert ShardedMatrix.open(tmp_path / "n").manifest.version == 1
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_several_files_and_options_between_them(files, tmp_path, capsys):
         (["a.csv", "m", "--append"], "m: no such folder of shards"),
         (
             ["a.csv", "m", "--append", "--value-type", "codes"],
-            "--value-type: --append goes on with",
+            "--value-type: --append keeps",
         ),
         (["a.csv", "a.csv"], "a.csv: File exists"),
     ],

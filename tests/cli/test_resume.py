@@ -68,7 +68,7 @@ def test_a_killed_run_is_completed_to_the_same_file(command, whole, tmp_path, ca
     assert not (tmp_path / "m.npz").exists()
     assert main(command("m.npz", "state", "--resume")) == 0
     shown = capsys.readouterr()
-    assert f"Going on from {tmp_path / 'state.npz'}" in shown.out
+    assert f"Continuing from {tmp_path / 'state.npz'}" in shown.out
     assert "9 iterations in" in shown.out
     assert re.search(r"\b5/9\b", shown.err)  # where the progress bar begins
     assert (tmp_path / "m.npz").read_bytes() == whole
@@ -99,7 +99,7 @@ def test_interrupted_runs_say_how_they_go_on(command, capsys, monkeypatch):
 
     monkeypatch.setattr(GracefulInterrupt, "callback", press_ctrl_c)
     assert main(command("m.npz", "state", "-q")) == 130
-    assert "The same command with --resume goes on from here." in capsys.readouterr().out
+    assert "The same command with --resume continues from here." in capsys.readouterr().out
     assert main(command("m.npz", None, "-q")) == 130
     assert "--resume" not in capsys.readouterr().out
 
@@ -146,7 +146,7 @@ def test_without_resume_a_run_starts_afresh(command, whole, tmp_path, capsys):
     assert main(command("m.npz", "state", "-q", "--iterations", "20")) == 0
     capsys.readouterr()
     assert main(command("m.npz", "state", "-q")) == 0
-    assert "Going on" not in capsys.readouterr().out
+    assert "Continuing" not in capsys.readouterr().out
     assert (tmp_path / "m.npz").read_bytes() == whole
 
 

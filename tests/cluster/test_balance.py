@@ -77,7 +77,7 @@ def test_homes_are_workers_that_are_there_in_fair_shares(former, workers):
 @BY_HYPOTHESIS
 @given(st.lists(st.none() | names, min_size=1, max_size=12), clusters)
 def test_parts_stay_where_they_are(former, workers):
-    """Once they have homes nothing moves, and before that only what has to."""
+    """Once ranges are placed nothing moves, and before that only what has to."""
     found = place(former, workers)
     assert place(found, workers) == found
     most = -(-len(former) // len(workers))

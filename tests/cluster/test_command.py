@@ -7,7 +7,7 @@ import pytest
 
 from cluster.common import DATA
 from gpu_als import ExplicitALS
-from gpu_als.cli import cluster, main
+from gpu_als.cli import fit, main
 from gpu_als.data.shards import ShardedMatrix
 
 
@@ -42,7 +42,7 @@ def test_a_fit_on_a_cluster_is_that_of_one_process(client, sources, tmp_path, ca
 
 
 def test_an_address_that_does_not_answer(sources, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cluster, "_SECONDS", 0.2)
+    monkeypatch.setattr(fit, "_SCHEDULER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     arguments = ["fit", str(sources[0]), "-q", "--scheduler", f"tcp://127.0.0.1:{port}"]

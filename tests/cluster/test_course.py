@@ -1,4 +1,4 @@
-"""The course of a fit on a cluster: callbacks, interrupts, checkpoints, what it tells."""
+"""The course of a fit on a cluster: callbacks, interrupts, checkpoints, reports."""
 
 import gc
 import os

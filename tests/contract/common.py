@@ -8,17 +8,17 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import settings
 from hypothesis import strategies as st
+from powerlaw import powerlaw_interactions
 from reference import objective_value, solve_row
 from test_cupy_backend import needs_gpu
 
 from gpu_als import AlternatingLeastSquares
-from gpu_als.data.synthetic import powerlaw_interactions
 
 FACTORS = 8
 """One number of factors nearly everywhere: the stand-in compiles its kernels for each."""
 
 N_USERS, N_ITEMS = 150, 90
-PLAYS = powerlaw_interactions(N_USERS, N_ITEMS, 2500, random_state=5)
+PLAYS = powerlaw_interactions(N_USERS, N_ITEMS, 2500, seed=5)
 """Numbers of plays from 1 to 5; some rows are empty, and one user has played everything."""
 
 

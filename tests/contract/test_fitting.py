@@ -1,4 +1,4 @@
-"""``fit``: what it returns, tells its callback, starts from, accepts and refuses."""
+"""``fit``: what it returns, passes to its callback, starts from, accepts and refuses."""
 
 from itertools import pairwise
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
+from powerlaw import powerlaw_interactions
 from reference import solve_row
 
 from contract.common import (
@@ -28,7 +29,6 @@ from contract.common import (
     trained,
 )
 from gpu_als import Interactions
-from gpu_als.data.synthetic import powerlaw_interactions
 from gpu_als.errors import InputError
 
 SIDES = {"users": 0, "items": 1}
@@ -65,7 +65,7 @@ def test_thousands_fold_in_as_one_exact_half_sweep(use_gpu, side, dtype):
     """Rows of every length, likes and dislikes, against the reference row by row."""
     model = trained(use_gpu, alpha=2.0, dtype=dtype)
     fixed = held(model, side)
-    many = powerlaw_interactions(2500, len(fixed), 20_000, random_state=6)
+    many = powerlaw_interactions(2500, len(fixed), 20_000, seed=6)
     many.data[::5] *= -1
     assert len(set(np.diff(many.indptr))) > 20
     found = fold_in(model, side, many)
@@ -269,7 +269,7 @@ def test_a_new_user_gets_recommendations_at_once(use_gpu):
 
 @both_sides
 def test_partial_fit_does_not_write_to_factors_that_others_hold(use_gpu, side):
-    """Who took a side, or both, before the call goes on reading what was there."""
+    """Who took a side, or both, before the call reads what was there."""
     model = trained(use_gpu)
     held_by_others = model.user_factors, model.item_factors
     copies = [np.array(one) for one in held_by_others]

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als.data.ids import IdMap, factorize, lookup, to_id_array
+from gpu_als.data.ids import IdMap, factorize, to_id_array
 from gpu_als.data.interactions import Interactions
 from gpu_als.errors import IdRangeError, InputError
 
@@ -254,10 +254,10 @@ def test_row_numbers_are_range_checked_where_there_are_no_ids():
 
 
 def test_an_id_is_its_text():
-    assert lookup(np.array([7, 10]), ["10", "7"], name="users").tolist() == [1, 0]
-    assert lookup(np.array(["7", "10", "007"]), [10, 7], name="users").tolist() == [1, 0]
+    assert IdMap(np.array([7, 10])).rows(["10", "7"], name="users").tolist() == [1, 0]
+    assert IdMap(np.array(["7", "10", "007"])).rows([10, 7], name="users").tolist() == [1, 0]
     wanted = ["07", "7.0", "+7", "٧", "", "9" * 30, str(2**63), "-0", "7"]
-    found = lookup(np.array([7, 0]), wanted, name="users", unknown="drop")
+    found = IdMap(np.array([7, 0])).rows(wanted, name="users", unknown="drop")
     assert found.tolist() == [-1] * 8 + [0]
 
 
@@ -265,18 +265,18 @@ def test_an_id_is_its_text():
     st.lists(st.integers(-30, 30), unique=True, max_size=20),
     st.lists(st.integers(-40, 40), max_size=20),
 )
-def test_lookup_agrees_with_a_dict(ids, wanted):
+def test_an_id_map_agrees_with_a_dict(ids, wanted):
     rows = {id_: row for row, id_ in enumerate(ids)}
     expected = [rows.get(id_, -1) for id_ in wanted]
     for kind in (int, str):
         array = np.array(list(map(kind, ids)), dtype="i8" if kind is int else "U3")
         wanted_array = np.array(wanted, np.int64)
-        assert lookup(array, wanted_array, name="x", unknown="drop").tolist() == expected
+        assert IdMap(array).rows(wanted_array, name="x", unknown="drop").tolist() == expected
 
 
-def test_lookup_checks_its_arguments():
+def test_an_id_map_checks_its_arguments():
     with pytest.raises(InputError, match="unknown: found 'skip'; pass 'raise' or 'drop'"):
-        lookup(np.array([1]), [1], name="users", unknown="skip")
+        IdMap(np.array([1])).rows([1], name="users", unknown="skip")
     assert IdMap(None, 3).rows([2, 5, -1], name="users", unknown="drop").tolist() == [2, -1, -1]
 
 

@@ -335,7 +335,7 @@ def test_members_that_are_no_arrays_are_refused(tmp_path, kind, name):
     """Names with a path mean nothing here, since no file is ever extracted; they are refused."""
     path = tmp_path / "m.npz"
     archive(path, {**members(kind), name: npy(np.zeros(3))})
-    message = rf"m\.npz: holds {re.escape(repr(name))}, which is no array"
+    message = rf"m\.npz: holds {re.escape(repr(name))}, which is not an array"
     with pytest.raises(ModelFileError, match=message):
         kind.load(path)
     assert os.listdir(tmp_path) == ["m.npz"]

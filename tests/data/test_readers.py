@@ -189,8 +189,8 @@ def test_quotes_are_plain_characters_between_tabs(write):
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    """Make a short file many pieces and many blocks."""
-    monkeypatch.setattr(text_table, "_PIECE_BYTES", 16)
+    """Make a short file many chunks and many blocks."""
+    monkeypatch.setattr(text_table, "_CHUNK_BYTES", 16)
     monkeypatch.setattr(text_rows, "_ROWS_AT_ONCE", 2)
 
 

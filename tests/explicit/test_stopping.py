@@ -1,4 +1,4 @@
-"""Validation, stopping and callbacks: how long a fit goes on, and what it keeps."""
+"""Validation, stopping and callbacks: when a fit stops, and what it keeps."""
 
 import numpy as np
 import pytest

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from hypothesis import settings
 
 from gpu_als.data import text_rows
-from gpu_als.data.shards import base_entries, convert, numbering, sources, writer
+from gpu_als.data.shards import convert, existing_entries, numbering, sources, writer
 from gpu_als.data.shards.budget import Budget
 
 SMALL = 160 << 20
@@ -60,6 +60,6 @@ def cut_small(entries=7, rows=3):
         patch.setattr(sources, "_LEAST_TEXT", 8 * rows)
         patch.setattr(text_rows, "_ROWS_AT_ONCE", rows)
         patch.setattr(numbering, "_PENDING", rows)
-        patch.setattr(base_entries, "_ROWS_AT_ONCE", rows)
+        patch.setattr(existing_entries, "_ROWS_AT_ONCE", rows)
         patch.setattr(writer, "_ROWS_AT_ONCE", rows)
         yield

@@ -104,8 +104,8 @@ def test_what_was_opened_before_stays_readable_until_the_next_time(tmp_path):
         ReadError, match=r"0-000000\.indptr: cannot be opened .* open the folder ag"
     ):
         first.users[0].load()
-    generations = {name.split("-")[0] for name in os.listdir(tmp_path / "m" / "users")}
-    assert generations == {"1", "2"}
+    versions = {name.split("-")[0] for name in os.listdir(tmp_path / "m" / "users")}
+    assert versions == {"1", "2"}
 
 
 def test_resuming_what_is_done_appends_nothing(tmp_path):

@@ -397,7 +397,7 @@ BAD_FILES = {
     ),
     "n.mtx": (
         b"%%MatrixMarket matrix coordinate real general\n2 2 1\nx 1 1.0\n",
-        "row numbers that are none",
+        "row numbers that are not integers",
     ),
     "p.parquet": (b"PAR1 and no more", "not a sound Parquet file"),
 }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from gpu_als.data.shards import ShardedMatrix
-from gpu_als.data.shards.base_entries import base_blocks
+from gpu_als.data.shards.existing_entries import existing_blocks
 from gpu_als.data.shards.manifest import Manifest
 from gpu_als.data.shards.plan import shard_bounds
 from gpu_als.data.shards.writer import writing_side
@@ -27,7 +27,7 @@ def wide(tmp_path):
     return ShardedMatrix(
         tmp_path,
         Manifest(
-            generation=0, shape=SOURCE.shape, nnz=SOURCE.nnz, duplicates="sum", source="",
+            version=0, shape=SOURCE.shape, nnz=SOURCE.nnz, duplicates="sum", source="",
             value_type="float32", codes=(), ids={"users": None, "items": None},
             shards={"users": tuple(writer.finished), "items": ()},
         ),
@@ -48,6 +48,6 @@ def test_rows_are_taken_out(wide):
 
 def test_entries_are_read_in_pieces(wide):
     """What appending does with them first."""
-    blocks = list(base_blocks(wide, 2))
+    blocks = list(existing_blocks(wide, 2))
     found = [np.concatenate(arrays).tolist() for arrays in list(zip(*blocks, strict=True))[1:]]
     assert found == [ROWS.tolist(), COLUMNS.tolist(), SOURCE.data.tolist()]

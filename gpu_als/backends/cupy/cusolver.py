@@ -19,7 +19,10 @@ _LARGEST_BATCHED = 512
 
 
 def cholesky_solve(lhs: Array, rhs: Array) -> tuple[Array, Array]:
-    """See :meth:`gpu_als.core.ops.Ops.cholesky_solve`."""
+    """Solve a batch of symmetric positive definite systems, and say which of them failed.
+
+    Shapes are those of :meth:`gpu_als.core.ops.Ops.cholesky_solve`.
+    """
     lhs, solution = cupy.ascontiguousarray(lhs), rhs.astype(lhs.dtype, order="C", copy=True)
     before = cupy.einsum("bii->bi", lhs).copy()
     solve = _solve_one_by_one if solution.shape[1] > _LARGEST_BATCHED else _solve_batched

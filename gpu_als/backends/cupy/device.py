@@ -44,7 +44,7 @@ def device_needed() -> Iterator[None]:
 
 
 def load_libraries(cupy: Any) -> tuple[type[Exception], ...]:
-    """Try what no work can do without; return the errors by which CuPy tells that a device failed.
+    """Try what all work needs; return the errors that CuPy raises when a device fails.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def _explained(problem: str, remedy: str) -> Iterator[None]:
 
 
 def _is_absence(error: Exception) -> bool:
-    """Tell whether there is no CuPy, no driver or no GPU, as on most machines."""
+    """Return whether there is no CuPy, no driver or no GPU, as on most machines."""
     if isinstance(error, ModuleNotFoundError):
         return error.name == "cupy"
     status = getattr(error, "status", None)

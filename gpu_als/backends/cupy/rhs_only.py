@@ -23,8 +23,8 @@ _WARPS = 16
 _GATHERED = 1 << 20
 """Elements of the fixed side that are gathered at a time without the kernel."""
 COLUMNS = 128
-"""Of one pass; linear.cu."""
-KERNELS: list[tuple[str, Macros]] = [("linear", (("WARPS", warps),)) for warps in (1, _WARPS)]
+"""Of one pass; rhs_only.cu."""
+KERNELS: list[tuple[str, Macros]] = [("rhs_only", (("WARPS", warps),)) for warps in (1, _WARPS)]
 """What products in float32 launch."""
 
 
@@ -99,7 +99,7 @@ class RhsOnly:
             n_rows = len(self) if chosen is None else len(chosen)
             if not n_rows:
                 continue
-            kernel = self.kernels.get("linear", (("WARPS", warps), *wide, *double), "linear")
+            kernel = self.kernels.get("rhs_only", (("WARPS", warps), *wide, *double), "rhs_only")
             arguments = (
                 *matrix,
                 np.int32(fixed.shape[1]),

@@ -32,7 +32,7 @@ __all__ = [
 GetKernel = Callable[[str, str, tuple[tuple[str, int], ...]], Any]
 
 MOST_BEST = 4096
-"""The largest n_best; beyond it lists are long, and a full sort is no worse."""
+"""The largest n_best; beyond it lists are long, and a full sort is not worse."""
 
 _USERS, _ITEMS, _ROW, _PENDING = 16, 128, 20, 64  # of a warp; top_k.cu
 _KEY_BYTES = 8
@@ -309,7 +309,7 @@ def run_top_k(
         ``indptr`` and ``indices`` of the items that each user must not get, rising in each row.
         Row i belongs to ``users[i]``; ``indptr`` need not begin at 0.
     excluded_everywhere : uint32 array on the device, optional
-        Items that nobody must get, as bits (:func:`bits_of`).
+        Items that no user may get, as bits (:func:`bits_of`).
 
     Returns
     -------
@@ -391,7 +391,7 @@ class FusedTopK:
         liked: sp.csr_matrix | None,
         filter_items: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """See :meth:`gpu_als.core.ops.Backend.top_k`."""
+        """Return the best items and their scores; None where no kernel serves the call."""
         if users.dtype != np.float32 or n_best > MOST_BEST:
             return None
         xp = self.xp

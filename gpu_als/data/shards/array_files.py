@@ -17,7 +17,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def check_file(path: Path, record: FileRecord) -> None:
-    """Refuse what is no plain file of the size that its record says.
+    """Refuse what is not a plain file of the size that its record says.
 
     Raises
     ------

@@ -45,7 +45,7 @@ def _build_side(
     counts, n_columns = rows[side].counts, parts.n_columns
     bounds = shard_bounds(counts, n_columns, task.value_type, task.shard_bytes)
     with writing_side(
-        task.folder / side, task.generation, bounds, n_columns, encoder.encode,
+        task.folder / side, task.version, bounds, n_columns, encoder.encode,
         journal.finished[side],
     ) as writer:  # fmt: skip
         first = len(parts.firsts) if writer.complete else parts.of_key(writer.first_key)

@@ -85,8 +85,8 @@ def convert(
     memory : int
         How many bytes the process may take.
     resume : bool
-        Whether to go on from the last completed step of an unfinished conversion of the same files
-        with the same options. Otherwise one is discarded.
+        Whether to continue an unfinished conversion of the same files with the same options after
+        its last completed step. Otherwise it is discarded.
     show_progress : bool
 
     Returns
@@ -142,7 +142,7 @@ def append(
 ) -> ShardedMatrix:
     """Append files of ratings to a folder of shards.
 
-    All shards are written anew, beside the old ones, and take their place at one blow; what was
+    All shards are written anew, beside the old ones, and replace them in one step; what was
     opened before can be read on until the next time. Users and items keep their rows, and new ones
     get the rows behind them, in ascending order of their ids. A new rating of a user and item that
     have one is added to it or replaces it, as the folder's duplicates were treated.
@@ -155,7 +155,7 @@ def append(
     folder : path
         What :func:`convert` has made.
     resume : bool
-        Whether to go on from the last completed step of an unfinished run of the same files. If
+        Whether to continue from the last completed step of an unfinished run of the same files. If
         they are what was appended last, nothing is done.
 
     Returns
@@ -174,22 +174,22 @@ def append(
     path = Path(folder)
     Manifest.read(path)  # fails before a folder is made where none is
     with claimed(path):
-        base = ShardedMatrix.open(path)
+        existing = ShardedMatrix.open(path)
         task = Task(
             folder=path,
             sources=_open_sources(
                 sources, Columns(user, item, rating), TextForm(delimiter, header)
             ),
-            base=base,
-            duplicates=base.manifest.duplicates,
-            value_type=base.value_type,
+            existing=existing,
+            duplicates=existing.manifest.duplicates,
+            value_type=existing.value_type,
             lossy=lossy,
             shard_bytes=shard_bytes,
             memory=memory,
             show_progress=show_progress,
         )
-        if resume and _is_result(base, task):
-            return base
+        if resume and _is_result(existing, task):
+            return existing
         return _run(task, resume=resume)
 
 
@@ -201,8 +201,8 @@ def _open_sources(sources: Sources, columns: Columns, form: TextForm) -> tuple[S
 
 
 def _is_result(found: ShardedMatrix, task: Task) -> bool:
-    """Tell whether the task was done already, and if so remove what a killed run has left."""
-    same = found.manifest.source == task.digest(found.manifest.generation)
+    """Return whether the task was done already, and if so remove what a killed run has left."""
+    same = found.manifest.source == task.digest(found.manifest.version)
     if same:
         discard(task.folder, found.manifest.names())
     return same
@@ -210,7 +210,7 @@ def _is_result(found: ShardedMatrix, task: Task) -> bool:
 
 def _run(task: Task, *, resume: bool) -> ShardedMatrix:
     """Do what is left of the task; the folder is claimed."""
-    identity = task.identity(task.generation)
+    identity = task.identity(task.version)
     journal = Journal.load(task.work) if resume else None
     if journal is None:
         discard(task.folder, task.kept)
@@ -225,15 +225,15 @@ def _run(task: Task, *, resume: bool) -> ShardedMatrix:
             sort_out(task, journal)
         build(task, journal)
     except BaseException:
-        if journal.stage == "read":  # there is nothing to go on from
+        if journal.stage == "read":  # there is nothing to continue from
             discard(task.folder, task.kept)
         raise
     manifest = Manifest(
-        generation=task.generation,
+        version=task.version,
         shape=journal.shape,
         nnz=sum(shard.nnz for shard in journal.finished["users"]),
         duplicates=task.duplicates,
-        source=task.digest(task.generation),
+        source=task.digest(task.version),
         value_type=task.value_type,
         codes=tuple(journal.codes),
         ids=journal.ids,

@@ -15,7 +15,7 @@ __all__ = ["Runs", "changed", "combine", "read_blocks", "write_block"]
 
 
 def changed(path: Path) -> ReadError:
-    """Return the error that says of a temporary file that somebody else was at it."""
+    """Return the error for a temporary file that another program has changed."""
     return ReadError(f"{path}: is not as it was left; start the conversion afresh")
 
 
@@ -80,7 +80,7 @@ def _stable_order(keys: np.ndarray) -> np.ndarray:
 
 
 class Runs:
-    """Entries sorted out by part, one file each.
+    """Entries by part, one file each.
 
     Parameters
     ----------
@@ -125,9 +125,9 @@ class Runs:
         entries = np.empty(len(keys), self._dtype)
         entries["key"], entries["value"] = keys[order], values[order]
         found, firsts = np.unique(parts[order], return_index=True)
-        for part, piece in zip(found.tolist(), np.split(entries, firsts[1:]), strict=True):
+        for part, chunk in zip(found.tolist(), np.split(entries, firsts[1:]), strict=True):
             with self.path(part).open("ab") as stream:
-                stream.write(piece.view(np.uint8).data)
+                stream.write(chunk.view(np.uint8).data)
 
     def sorted(self, part: int, duplicates: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the entries of a part by ascending key, each cell once.

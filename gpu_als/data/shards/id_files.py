@@ -20,13 +20,13 @@ _LARGEST_RATIO = 100
 _ALWAYS_ALLOWED = 1 << 26
 
 
-def id_file_names(generation: int, side: str) -> tuple[str, str, str]:
+def id_file_names(version: int, side: str) -> tuple[str, str, str]:
     """Return the names of a side's files of integers, of ends and of texts."""
-    return tuple(f"{generation}-{side}.{kind}" for kind in ("int64", "ends", "utf8"))  # type: ignore[return-value]
+    return tuple(f"{version}-{side}.{kind}" for kind in ("int64", "ends", "utf8"))  # type: ignore[return-value]
 
 
 def write_ids(
-    folder: Path, generation: int, side: str, ids: np.ndarray | list[str] | None
+    folder: Path, version: int, side: str, ids: np.ndarray | list[str] | None
 ) -> IdRecord | None:
     """Write the ids of one side.
 
@@ -38,11 +38,11 @@ def write_ids(
     Raises
     ------
     InputError
-        For a text that is no Unicode.
+        For a text that is not Unicode.
     """
     if ids is None:
         return None
-    integers, ends, texts = (folder / name for name in id_file_names(generation, side))
+    integers, ends, texts = (folder / name for name in id_file_names(version, side))
     if isinstance(ids, np.ndarray):
         with hashed_file(integers) as file:
             file.write(ids.astype("<i8"))

@@ -57,7 +57,7 @@ def _write(
         for side, each in zip(SIDES, (data.user_ids, data.item_ids), strict=True)
     }
     Manifest(
-        generation=0,
+        version=0,
         shape=matrix.shape,
         nnz=int(matrix.nnz),
         duplicates="sum",

@@ -1,4 +1,4 @@
-"""How far a conversion has come: what lets the next run go on after one that was killed."""
+"""How far a conversion has come: what lets the next run continue after one that was killed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Journal:
     codes: list[float] = field(default_factory=list)
 
     def save(self, work: Path) -> None:
-        """Replace the journal at one blow."""
+        """Replace the journal in one step."""
         with replacing(work / _FILE) as stream:
             stream.write(json.dumps(asdict(self)).encode())
 
@@ -83,7 +83,7 @@ class Journal:
             ) from error
 
     def check(self, identity: dict[str, Any], folder: Path) -> set[str]:
-        """Refuse to go on with another conversion, or where files were lost.
+        """Refuse to continue another conversion, or where files were lost.
 
         Returns
         -------

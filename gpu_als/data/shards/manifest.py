@@ -45,7 +45,7 @@ class Manifest:
 
     Attributes
     ----------
-    generation : int
+    version : int
         0 for a new folder; every append adds one. Names of files begin with it.
     shape : (int, int)
         Users and items.
@@ -63,7 +63,7 @@ class Manifest:
         For each side, in the order of the rows.
     """
 
-    generation: int
+    version: int
     shape: tuple[int, int]
     nnz: int
     duplicates: str
@@ -89,8 +89,9 @@ class Manifest:
         return frozenset(name for name, _ in self.files())
 
     def write(self, folder: Path) -> None:
-        """Put the manifest into place at one blow, which makes the folder readable."""
+        """Put the manifest into place in one step, which makes the folder readable."""
         body = asdict(self) | {"format": _FORMAT, "dtypes": self._dtypes()}
+        body["generation"] = body.pop("version")  # as format 1 calls it
         text = json.dumps(body | {"checksum": _checksum(body)}, indent=1)
         with replacing(folder / MANIFEST) as stream:
             stream.write(text.encode())
@@ -111,8 +112,8 @@ class Manifest:
         path = folder / MANIFEST
         if not path.is_file():
             raise ReadError(
-                f"{folder}: has no {MANIFEST}, so it is no folder of shards, or its conversion is "
-                "unfinished; run gpu-als convert once more with --resume"
+                f"{folder}: has no {MANIFEST}, so it is not a folder of shards, or its conversion "
+                "is unfinished; run gpu-als convert once more with --resume"
             )
         manifest = cls._parse(_load(path), path)
         for name, record in manifest.files():
@@ -137,7 +138,7 @@ class Manifest:
             users, items = body["shape"]
             parsed = cls(
                 shape=(whole(users, least=1), whole(items, least=1)),
-                generation=whole(body["generation"]),
+                version=whole(body["generation"]),
                 nnz=whole(body["nnz"]),
                 duplicates=one_of(body["duplicates"], ("sum", "last")),
                 source=_text(body["source"]),
@@ -187,7 +188,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise ValueError(f"it is larger than {_LARGEST} bytes")
         body = json.loads(content)
         if not isinstance(body, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except (ValueError, RecursionError) as error:
         _refuse(path, error)
     return body
@@ -202,7 +203,7 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not a text")
     return value
 
 

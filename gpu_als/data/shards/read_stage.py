@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpu_als.data.model_file import read_arrays, write_arrays
-from gpu_als.data.shards.base_entries import base_blocks, n_base_bytes
 from gpu_als.data.shards.entries import changed, write_block
+from gpu_als.data.shards.existing_entries import existing_blocks, n_existing_bytes
 from gpu_als.data.shards.id_files import write_ids
 from gpu_als.data.shards.journal import Journal
 from gpu_als.data.shards.numbering import IdCollector, NumberCollector, Rows
@@ -44,7 +44,7 @@ def read_input(task: Task, journal: Journal) -> None:
     value_dtype = np.dtype("<f2")
     n_entries = 0
     total = sum(source.size for source in task.sources)
-    total += 0 if task.base is None else n_base_bytes(task.base)
+    total += 0 if task.existing is None else n_existing_bytes(task.existing)
     bar = ProgressBar(
         show=task.show_progress, total=total, desc="reading", unit="B", unit_scale=True
     )
@@ -64,7 +64,7 @@ def read_input(task: Task, journal: Journal) -> None:
     ids, rows = zip(*(collector.finish() for collector in collectors), strict=True)
     task.budget.check_ids(sum(each.nbytes for each in rows))
     for side, ids_here, rows_here in zip(SIDES, ids, rows, strict=True):
-        journal.ids[side] = write_ids(task.folder, task.generation, side, ids_here)
+        journal.ids[side] = write_ids(task.folder, task.version, side, ids_here)
         write_arrays(_rows_file(task, side), vars(rows_here))
     journal.shape = len(rows[0].counts), len(rows[1].counts)
     journal.value_dtype = value_dtype.str
@@ -90,20 +90,20 @@ def _rows_file(task: Task, side: str) -> Path:
 
 def _collectors(task: Task) -> _Collectors:
     """Return what numbers the rows of both sides."""
-    base = task.base
+    existing = task.existing
     matrices = {source.path: source.shape for source in task.sources if source.shape is not None}
     with_ids = [source.path for source in task.sources if source.shape is None]
-    if base is not None and base.user_ids is not None:
+    if existing is not None and existing.user_ids is not None:
         with_ids.insert(0, task.folder)
-    elif base is not None:
-        matrices[task.folder] = base.shape
+    elif existing is not None:
+        matrices[task.folder] = existing.shape
     if matrices and with_ids:
         raise InputError(
             f"sources: {with_ids[0]} has ids, but {next(iter(matrices))} holds a matrix, whose row "
             "numbers are the ids; convert them separately"
         )
     if with_ids:
-        known = (None, None) if base is None else (base.user_ids, base.item_ids)
+        known = (None, None) if existing is None else (existing.user_ids, existing.item_ids)
         return IdCollector(known[0]), IdCollector(known[1])
     sizes = [max(shape[axis] for shape in matrices.values()) for axis in (0, 1)]
     task.budget.check_ids(NumberCollector.BYTES_OF_A_ROW * sum(sizes))
@@ -115,8 +115,10 @@ def _input(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield entries: for both ids what the collectors made of them, and values."""
     block_bytes = task.budget.block_bytes
-    if task.base is not None:
-        for n_bytes, rows, columns, values in base_blocks(task.base, block_bytes // _ENTRY_BYTES):
+    if task.existing is not None:
+        for n_bytes, rows, columns, values in existing_blocks(
+            task.existing, block_bytes // _ENTRY_BYTES
+        ):
             yield collectors[0].add_known(rows), collectors[1].add_known(columns), values
             bar.update(n_bytes)
     for source in task.sources:

@@ -168,7 +168,7 @@ class ShardedMatrix:
         Raises
         ------
         InputError
-            If ``numbers`` are no integers; an :class:`~gpu_als.errors.IdRangeError` if one is
+            If ``numbers`` are not integers; an :class:`~gpu_als.errors.IdRangeError` if one is
             negative or not below the number of users.
         ReadError
             If a file is gone or has another size, or these rows are damaged.

@@ -109,9 +109,9 @@ def parse_ids(body: Any) -> IdRecord | None:
 def _parse_file(body: Any) -> FileRecord:
     name, checksum = body["name"], body["sha256"]
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise ValueError(f"{name!r} is no plain name of a file")
+        raise ValueError(f"{name!r} is not the plain name of a file")
     if not (isinstance(checksum, str) and _SHA256.fullmatch(checksum)):
-        raise ValueError(f"{checksum!r} is no SHA-256")
+        raise ValueError(f"{checksum!r} is not a SHA-256")
     return FileRecord(name, whole(body["bytes"]), checksum)
 
 
@@ -123,5 +123,5 @@ def whole(value: Any, *, least: int = 0) -> int:
 
 def one_of(value: Any, allowed: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{value!r} is none of {allowed}")
+        raise ValueError(f"{value!r} is not one of {allowed}")
     return value

@@ -55,8 +55,8 @@ class Shard:
         2**31 entries or more, SciPy makes a copy of int32 indices in int64.
 
         The first time, all that lies in the files is checked, so that nothing that uses the
-        matrix can read outside it. Whether it is what was written only
-        :meth:`ShardedMatrix.verify` tells.
+        matrix can read outside it. Only :meth:`ShardedMatrix.verify`
+        checks that it is what was written.
 
         Returns
         -------

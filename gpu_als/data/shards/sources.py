@@ -68,7 +68,7 @@ class Source:
     Raises
     ------
     ReadError
-        If the format is none that can be read, or the file is damaged.
+        If the format cannot be read, or the file is damaged.
     InputError
         If columns are given for a matrix.
     FileNotFoundError
@@ -104,13 +104,13 @@ class Source:
         """
         columns = asdict(self._columns)
         rows_at_once = max(_LEAST_ROWS, min(memory // _ROW_BYTES, _MOST_ROWS))
-        piece_bytes = max(_LEAST_TEXT, min(memory // _TEXT_FACTOR, _MOST_TEXT))
+        chunk_bytes = max(_LEAST_TEXT, min(memory // _TEXT_FACTOR, _MOST_TEXT))
         if self._suffix == ".parquet":
             return read_parquet_blocks(self.path, **columns, rows_at_once=rows_at_once)
         if self._suffix == ".npz":
             return read_npz_blocks(self.path, **columns, rows_at_once=rows_at_once)
         if self._suffix == ".mtx":
-            return read_matrix_market_blocks(self.path, piece_bytes=piece_bytes)
+            return read_matrix_market_blocks(self.path, chunk_bytes=chunk_bytes)
         return read_text_blocks(
-            self.path, self._suffix, **columns, **asdict(self._form), piece_bytes=piece_bytes
+            self.path, self._suffix, **columns, **asdict(self._form), chunk_bytes=chunk_bytes
         )

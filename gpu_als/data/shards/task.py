@@ -27,7 +27,7 @@ class Task:
     ----------
     folder : Path
     sources : tuple of Source
-    base : ShardedMatrix or None
+    existing : ShardedMatrix or None
         What is in the folder already, to be appended to.
     duplicates, value_type, lossy, shard_bytes, memory, show_progress
 
@@ -39,7 +39,7 @@ class Task:
 
     folder: Path
     sources: tuple[Source, ...]
-    base: ShardedMatrix | None = None
+    existing: ShardedMatrix | None = None
     duplicates: str
     value_type: str
     lossy: bool
@@ -65,17 +65,17 @@ class Task:
         return self.folder / WORK
 
     @property
-    def generation(self) -> int:
-        """The generation that is to be written."""
-        return 0 if self.base is None else self.base.manifest.generation + 1
+    def version(self) -> int:
+        """The version that is to be written."""
+        return 0 if self.existing is None else self.existing.manifest.version + 1
 
     @property
     def kept(self) -> frozenset[str]:
         """The files of what is in the folder already."""
-        return frozenset() if self.base is None else self.base.manifest.names()
+        return frozenset() if self.existing is None else self.existing.manifest.names()
 
-    def identity(self, generation: int) -> dict[str, Any]:
-        """Return what tells this conversion from others, by names that messages use."""
+    def identity(self, version: int) -> dict[str, Any]:
+        """Return what identifies this conversion, by names that messages use."""
         return {
             "files": [source.fingerprint for source in self.sources],
             "columns or form of text": [source.reading for source in self.sources],
@@ -83,11 +83,11 @@ class Task:
             "value type": [self.value_type, self.lossy],
             "size of shards": self.shard_bytes,
             "memory": self.memory,
-            "generation": generation,
-            "appending": self.base is not None,
+            "generation": version,  # as digests in manifests have it
+            "appending": self.existing is not None,
         }
 
-    def digest(self, generation: int) -> str:
+    def digest(self, version: int) -> str:
         """Return a digest of the identity."""
-        identity = json.dumps(self.identity(generation), sort_keys=True)
+        identity = json.dumps(self.identity(version), sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()

@@ -54,7 +54,7 @@ def hashed_file(path: Path) -> Iterator[HashedFile]:
 @contextmanager
 def writing_side(
     folder: Path,
-    generation: int,
+    version: int,
     bounds: np.ndarray,
     n_columns: int,
     encode: Callable[[np.ndarray], np.ndarray],
@@ -68,7 +68,7 @@ def writing_side(
     ----------
     folder : Path
         Of this orientation; it exists.
-    generation : int
+    version : int
     bounds : ndarray of int64, shape (shards + 1,)
         The first row of each shard, and the number of rows.
     n_columns : int
@@ -80,7 +80,7 @@ def writing_side(
     with ExitStack() as opened:
 
         def open_shard(number: int) -> dict[str, HashedFile]:
-            paths = {kind: folder / f"{generation}-{number:06}.{kind}" for kind in SHARD_FILES}
+            paths = {kind: folder / f"{version}-{number:06}.{kind}" for kind in SHARD_FILES}
             return {kind: opened.enter_context(hashed_file(paths[kind])) for kind in paths}
 
         writer = SideWriter(open_shard, opened.close, bounds, n_columns, encode, list(finished))

@@ -28,9 +28,9 @@ constexpr int kAhead = 4;
 // the block's number where chosen is null. Without a choice, rows of more than `longest` entries
 // are left out. Its sum goes to row places[i] of `out`, or to row i.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-linear(const int64* indptr_, const Index* indices_, const Real* targets_, const Real* fixed_,
-       int k, const int64* rows_, int64 first, const int64* chosen_, int64 longest,
-       const int64* places_, Real* out_, int64 out_stride) {
+rhs_only(const int64* indptr_, const Index* indices_, const Real* targets_, const Real* fixed_,
+         int k, const int64* rows_, int64 first, const int64* chosen_, int64 longest,
+         const int64* places_, Real* out_, int64 out_stride) {
     SHARED_MEMORY(shared);
     Shared<Real> sums = shared_as<Real>(shared);
     Global<const int64> indptr = indptr_, rows = rows_, chosen = chosen_, places = places_;

@@ -48,8 +48,8 @@ def load(cupy_backend):  # noqa: F811
 
     def put(matrix, fixed):
         backend = cupy_backend
-        linear = load_rhs_only(backend.xp, backend.kernels, matrix)
-        return linear, backend.from_host(fixed), backend.to_host
+        rows = load_rhs_only(backend.xp, backend.kernels, matrix)
+        return rows, backend.from_host(fixed), backend.to_host
 
     return put
 
@@ -58,8 +58,8 @@ def load(cupy_backend):  # noqa: F811
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_products(load, dtype, k):
     matrix, fixed = drawn(dtype, k)
-    linear, on_device, to_host = load(matrix, fixed)
-    found, expected = to_host(linear @ on_device), exact(matrix, fixed)
+    rows, on_device, to_host = load(matrix, fixed)
+    found, expected = to_host(rows @ on_device), exact(matrix, fixed)
     assert found.dtype == dtype
     size = exact(abs(matrix), abs(fixed))  # what rounding is relative to
     steps = 2 * np.sqrt(np.array(LENGTHS)[:, None] + 1)
@@ -68,27 +68,25 @@ def test_products(load, dtype, k):
 
 def test_rows_do_not_depend_on_their_company(load):
     matrix, fixed = drawn(np.float32, 50)
-    linear, on_device, to_host = load(matrix, fixed)
-    whole = to_host(linear @ on_device)
-    np.testing.assert_array_equal(to_host(linear @ on_device), whole)
+    rows, on_device, to_host = load(matrix, fixed)
+    whole = to_host(rows @ on_device)
+    np.testing.assert_array_equal(to_host(rows @ on_device), whole)
     for part in (slice(0, 3), slice(5, 12), slice(9, 10), slice(4, 4)):
-        np.testing.assert_array_equal(to_host(linear[part] @ on_device), whole[part])
+        np.testing.assert_array_equal(to_host(rows[part] @ on_device), whole[part])
     some = np.array([9, 0, 2, 11, 7])
-    np.testing.assert_array_equal(to_host(linear[some] @ on_device), whole[some])
-    np.testing.assert_array_equal(to_host(linear[some][1:4] @ on_device), whole[some][1:4])
-    np.testing.assert_array_equal(
-        to_host(linear[3:][some[some < 9]] @ on_device), whole[[3, 5, 10]]
-    )
+    np.testing.assert_array_equal(to_host(rows[some] @ on_device), whole[some])
+    np.testing.assert_array_equal(to_host(rows[some][1:4] @ on_device), whole[some][1:4])
+    np.testing.assert_array_equal(to_host(rows[3:][some[some < 9]] @ on_device), whole[[3, 5, 10]])
 
 
 def test_rows_go_where_they_are_wanted(load, cupy_backend):  # noqa: F811
     matrix, fixed = drawn(np.float32, 30)
-    linear, on_device, to_host = load(matrix, fixed)
+    rows, on_device, to_host = load(matrix, fixed)
     places = np.random.default_rng(62).permutation(len(LENGTHS))
     out = cupy_backend.from_host(np.full((len(LENGTHS) + 2, 32), 7, np.float32))
-    linear.write(on_device, out, cupy_backend.from_host(places))
+    rows.write(on_device, out, cupy_backend.from_host(places))
     plain = cupy_backend.from_host(np.zeros((len(LENGTHS), 30), np.float32))
-    linear.write(on_device, plain, None)
+    rows.write(on_device, plain, None)
     found = to_host(out)
     np.testing.assert_array_equal(found[places, :30], to_host(plain))
     assert (found[len(LENGTHS) :] == 7).all()
@@ -98,15 +96,15 @@ def test_rows_go_where_they_are_wanted(load, cupy_backend):  # noqa: F811
 def test_indices_of_64_bits(load, cupy_backend):  # noqa: F811
     """Where there are more than 2^31 rows of factors."""
     matrix, fixed = drawn(np.float32, 9)
-    linear, on_device, to_host = load(matrix, fixed)
-    wide = replace(linear, indices=cupy_backend.from_host(matrix.indices.astype(np.int64)))
-    np.testing.assert_array_equal(to_host(wide @ on_device), to_host(linear @ on_device))
+    rows, on_device, to_host = load(matrix, fixed)
+    wide = replace(rows, indices=cupy_backend.from_host(matrix.indices.astype(np.int64)))
+    np.testing.assert_array_equal(to_host(wide @ on_device), to_host(rows @ on_device))
 
 
 def test_factors_in_another_precision(load):
     matrix, fixed = drawn(np.float32, 9)
-    linear, on_device, to_host = load(matrix, fixed.astype(np.float64))
-    np.testing.assert_allclose(to_host(linear @ on_device), exact(matrix, fixed), rtol=1e-9)
+    rows, on_device, to_host = load(matrix, fixed.astype(np.float64))
+    np.testing.assert_allclose(to_host(rows @ on_device), exact(matrix, fixed), rtol=1e-9)
 
 
 @pytest.mark.skipif(not cuda_on_cpu.have_compiler(), reason="needs g++")
@@ -114,7 +112,7 @@ def test_factors_in_another_precision(load):
 def test_rows_of_factors_are_read_once_for_each_entry_and_no_thread_races_another(warps):
     matrix, fixed = drawn(np.float32, 128)
     kernel = cuda_on_cpu.load(
-        f"#define WARPS {warps}\n" + source_of("linear"), "linear", count=True
+        f"#define WARPS {warps}\n" + source_of("rhs_only"), "rhs_only", count=True
     )
     fixed, out = (aligned(array) for array in (fixed, np.zeros((len(LENGTHS), 128))))
     indptr, null = matrix.indptr.astype(np.int64), np.uint64(0)

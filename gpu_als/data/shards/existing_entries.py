@@ -1,4 +1,4 @@
-"""The entries of a folder of shards, mapped into memory in pieces.
+"""The entries of a folder of shards, mapped into memory in blocks.
 
 The maps of whole shards would count as memory of the process, and take as much as there is.
 """
@@ -14,19 +14,21 @@ from gpu_als.data.shards.records import index_dtype
 from gpu_als.data.shards.shard import Shard
 from gpu_als.data.shards.values import VALUE_DTYPES
 
-__all__ = ["base_blocks", "n_base_bytes"]
+__all__ = ["existing_blocks", "n_existing_bytes"]
 
 _ROWS_AT_ONCE = 1 << 16
 
 
-def n_base_bytes(base: ShardedMatrix) -> int:
-    """Return the bytes that :func:`base_blocks` reads."""
-    entry_bytes = index_dtype(base.shape[1]).itemsize + VALUE_DTYPES[base.value_type].itemsize
-    return base.nnz * entry_bytes
+def n_existing_bytes(existing: ShardedMatrix) -> int:
+    """Return the bytes that :func:`existing_blocks` reads."""
+    entry_bytes = (
+        index_dtype(existing.shape[1]).itemsize + VALUE_DTYPES[existing.value_type].itemsize
+    )
+    return existing.nnz * entry_bytes
 
 
-def base_blocks(
-    base: ShardedMatrix, entries_at_once: int
+def existing_blocks(
+    existing: ShardedMatrix, entries_at_once: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield all entries, row by row.
 
@@ -42,7 +44,7 @@ def base_blocks(
     ReadError
         If a file is gone or has another size, or a shard makes no matrix.
     """
-    for shard in base.users:
+    for shard in existing.users:
         for rows, start, stop in _spans(shard, entries_at_once):
             columns, stored = shard.columns(start, stop), shard.stored(start, stop)
             values = shard.decode(stored)
@@ -54,7 +56,7 @@ def base_blocks(
 
 
 def _spans(shard: Shard, entries_at_once: int) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Yield pieces of a shard: the row of each entry, and where they start and stop."""
+    """Yield blocks of a shard: the row of each entry, and where they start and stop."""
     n_rows, end = shard.stop - shard.start, 0
     for first in range(0, n_rows, _ROWS_AT_ONCE):
         starts = np.array(shard.starts(first, min(first + _ROWS_AT_ONCE, n_rows) + 1))
