@@ -32,7 +32,7 @@ from gpu_als.errors import InputError
 
 __all__ = ["Certified", "Cholesky", "ConjugateGradient", "NonNegative", "Solver", "as_solver"]
 
-TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
+TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 """Of :class:`Certified`, by default."""
 
 
@@ -159,7 +159,7 @@ class Certified(Cholesky):
     Parameters
     ----------
     tol : float, optional
-        Above 0 and below 1. By default 1e-5 in float32 and 1e-10 in float64, about as exact as a
+        Above 0 and below 1. By default 1e-5 in float32 and 1e-12 in float64, about as exact as a
         direct solve is in its rounding.
     """
 
