@@ -4,6 +4,7 @@ They are plain shared libraries that ctypes loads: a wheel serves every version 
 compiler is at hand, or it cannot build one, the package installs without them.
 """
 
+import copy
 import platform
 import sys
 
@@ -12,7 +13,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = "gpu_als/backends/native/"
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-pthread"]
+FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-pthread"]
 X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 1 << 32
 VARIANTS = {"generic": []}
 if X86:
@@ -26,6 +27,12 @@ class BuildLibraries(build_ext):
         """Compile the variants side by side."""
         super().finalize_options()
         self.parallel = True
+
+    def build_extension(self, extension):
+        """Keep the objects of the variants apart: they come from the same sources."""
+        own = copy.copy(self)
+        own.build_temp = f"{self.build_temp}/{extension.name}"
+        build_ext.build_extension(own, extension)
 
     def get_ext_filename(self, name):
         """Return the path of a library."""
@@ -48,8 +55,8 @@ setup(
     ext_modules=[
         Extension(
             f"gpu_als.backends.native.rows_{variant}",
-            [SOURCES + "rows.cpp"],
-            depends=[SOURCES + name for name in ("dense.h", "lanes.h")],
+            [SOURCES + name for name in ("rows.cpp", "sides.cpp")],
+            depends=[SOURCES + name for name in ("dense.h", "lanes.h", "threads.h")],
             extra_compile_args=FLAGS + flags,
             extra_link_args=["-pthread"],
             language="c++",

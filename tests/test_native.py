@@ -9,6 +9,7 @@ from helpers import CASES, make_case, ragged_rows, residuals, row_errors
 from test_half_sweep import check_factors, check_objective
 
 from gpu_als.backends.native import rows as native
+from gpu_als.backends.native import sides
 from gpu_als.backends.native.library import aligned, variants
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.half_sweep import solve_side
@@ -113,7 +114,7 @@ def test_certified_rows_are_as_good_as_they_claim(variant, objective, dtype):
         np.testing.assert_array_equal(solved[0], whole[u])
         lhs = normal_matrix(objective, row, problem[3].astype(float))
         off = solved[0] - exact[u]
-        rounding = 4 * np.finfo(dtype).eps ** 2 * (exact[u] @ lhs @ exact[u])
+        rounding = 64 * np.finfo(dtype).eps ** 2 * (exact[u] @ lhs @ exact[u])
         assert off @ lhs @ off <= 1.01 * stats.bound + rounding
         assert stats.bound <= 1.01 * solver.tol**2 * (exact[u] @ lhs @ exact[u])
         bounds.append(stats.bound)
@@ -227,3 +228,25 @@ def test_rows_begin_on_cache_lines(dtype):
     np.testing.assert_array_equal(placed[:, :21], matrix)
     assert not placed[:, 21:].any()
     assert aligned(placed) is placed
+
+
+@DTYPES
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 3), (300, 33), (9000, 40)])
+def test_the_whole_side_is_added_up_and_moved(variant, monkeypatch, n, k, dtype):
+    monkeypatch.setattr(sides, "library", native.library)
+    rng = np.random.default_rng(73)
+    factors, matrix = rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((k, k))
+    wide = factors.astype(np.float64)
+    few, many = NumpyBackend(1), NumpyBackend(3)
+    gram = few.gram(factors)
+    np.testing.assert_allclose(gram, wide.T @ wide, rtol=1e-12, atol=1e-12 * n)
+    np.testing.assert_array_equal(many.gram(factors), gram)
+    moved = few.transform(factors, matrix)
+    assert moved.dtype == dtype
+    exact = wide @ matrix
+    # One rounding of what float64 gives.
+    np.testing.assert_allclose(moved, exact, np.finfo(dtype).eps, 1e-13 * k)
+    np.testing.assert_array_equal(many.transform(factors, matrix), moved)
+    single = few.transform(factors, matrix.astype(dtype))
+    bound = 4 * k * np.finfo(dtype).eps * (np.abs(wide) @ np.abs(matrix))
+    assert (np.abs(single - exact) <= bound).all()

@@ -27,7 +27,7 @@ import numpy as np
 from gpu_als.core.ops import Ops
 from gpu_als.core.problem import Array
 
-__all__ = ["Basis", "FixedSide", "Multiply", "SideRidge", "gram", "make_basis"]
+__all__ = ["Basis", "FixedSide", "Multiply", "SideRidge", "make_basis"]
 
 Multiply = Callable[[Array, Array], Array]
 """:meth:`gpu_als.core.ops.Ops.rowwise_matmul` of a device."""
@@ -155,21 +155,6 @@ class FixedSide:
         return self.rhs[None].repeat(len(rows), 0)
 
 
-def gram(ops: Ops, factors: Array) -> Array:
-    """Return ``factors^T factors`` in float64, shape (k, k), added in a fixed order."""
-    xp = ops.xp
-    total = xp.zeros((factors.shape[1],) * 2)
-
-    def partial(start: int) -> Array:
-        block = factors[start : start + height].astype(xp.float64)
-        return block.T @ block
-
-    height = _height(ops, factors)
-    for part in ops.map(partial, range(0, len(factors), height)):
-        total += part
-    return total
-
-
 def make_basis(
     ops: Ops, fixed: Array, base: Array | None, ridge: SideRidge, *, rotate: bool
 ) -> Basis:
@@ -207,7 +192,7 @@ def make_basis(
     # Columns with small eigenvalues are scaled up, and the rounding of the product with them.
     exact = rotation if largest > _STEEP * smallest else rotation.astype(fixed.dtype)
     return Basis(
-        _multiply(ops, fixed, exact),
+        ops.transform(fixed, exact),
         rotation.astype(fixed.dtype),
         inverse.astype(fixed.dtype),
         eigenvalues,
@@ -232,22 +217,3 @@ def _cholesky(xp: Any, matrix: Array) -> tuple[Array, float, float]:
         float(n) for n in (pivots.min(), pivots.max(), xp.abs(misfit).max(), size)
     )
     return factor, smallest if misfit <= _MISFIT * size else 0.0, largest
-
-
-def _multiply(ops: Ops, factors: Array, matrix: Array) -> Array:
-    """Return ``factors @ matrix``, computed in the wider of their dtypes and rounded once."""
-    out = ops.xp.empty_like(factors)
-
-    def block(start: int) -> None:
-        rows = slice(start, start + height)
-        out[rows] = factors[rows].astype(matrix.dtype, copy=False) @ matrix
-
-    height = _height(ops, factors)
-    for _ in ops.map(block, range(0, len(factors), height)):
-        pass
-    return out
-
-
-def _height(ops: Ops, factors: Array) -> int:
-    """Return how many rows to take at a time: always the same, since sums follow it."""
-    return max(1, ops.block_elements // factors.shape[1])

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from gpu_als.core.backend import Backend
-from gpu_als.core.basis import FixedSide, SideRidge, gram, make_basis
+from gpu_als.core.basis import FixedSide, SideRidge, make_basis
 from gpu_als.core.linalg import row_dots, row_norms
 from gpu_als.core.objectives import Objective, row_problem
 from gpu_als.core.packing import Batch
@@ -74,8 +74,8 @@ def hold_fixed(
     prior = objective.prior(side)
     base = prior_base = None if prior.base is None else xp.asarray(prior.base, xp.float64)
     if objective.base_weight:
-        gram_ = gram(backend, fixed) if known_gram is None else known_gram
-        base = objective.base_weight * gram_ + (0 if base is None else base)
+        gram = backend.gram(fixed) if known_gram is None else known_gram
+        base = objective.base_weight * gram + (0 if base is None else base)
     rhs = None if prior.rhs is None else xp.asarray(prior.rhs, fixed.dtype)
     basis = make_basis(backend, fixed, base, ridge, rotate=rotate)
     return FixedSide(basis, offset, rhs, prior_base)

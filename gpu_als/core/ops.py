@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from gpu_als.core.problem import Array
 
-__all__ = ["Ops", "R", "T", "prefetch"]
+__all__ = ["Ops", "R", "T", "blocked_gram", "blocked_transform", "prefetch"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,6 +43,14 @@ class Ops(Protocol):
         """``rows @ matrix``, in which no row depends on how many there are, to the last bit."""
         ...
 
+    def gram(self, factors: Array) -> Array:
+        """``factors^T factors`` in float64, shape (k, k), added in a fixed order."""
+        ...
+
+    def transform(self, factors: Array, matrix: Array) -> Array:
+        """``factors @ matrix``, computed in the wider of their dtypes and rounded once."""
+        ...
+
     def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
         """Solve a batch of symmetric positive definite systems.
 
@@ -60,6 +68,40 @@ class Ops(Protocol):
             Systems that are not positive definite in this precision.
         """
         ...
+
+
+def blocked_gram(ops: Ops, factors: Array) -> Array:
+    """Return :meth:`Ops.gram` by the array module, block by block."""
+    xp = ops.xp
+    total = xp.zeros((factors.shape[1],) * 2)
+
+    def partial(start: int) -> Array:
+        block = factors[start : start + height].astype(xp.float64)
+        return block.T @ block
+
+    height = _height(ops, factors)
+    for part in ops.map(partial, range(0, len(factors), height)):
+        total += part
+    return total
+
+
+def blocked_transform(ops: Ops, factors: Array, matrix: Array) -> Array:
+    """Return :meth:`Ops.transform` by the array module, block by block."""
+    out = ops.xp.empty_like(factors)
+
+    def block(start: int) -> None:
+        rows = slice(start, start + height)
+        out[rows] = factors[rows].astype(matrix.dtype, copy=False) @ matrix
+
+    height = _height(ops, factors)
+    for _ in ops.map(block, range(0, len(factors), height)):
+        pass
+    return out
+
+
+def _height(ops: Ops, factors: Array) -> int:
+    """Return how many rows to take at a time: always the same, since sums follow it."""
+    return max(1, ops.block_elements // factors.shape[1])
 
 
 def prefetch(makers: Iterable[Callable[[], T]]) -> Iterator[T]:

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 
 from gpu_als.core.backend import Backend
-from gpu_als.core.basis import gram
 from gpu_als.core.linalg import row_norms
 from gpu_als.core.problem import Array
 from gpu_als.data.ids import IdMap
@@ -104,7 +103,7 @@ class Side:
 
     def gram(self, backend: Backend) -> np.ndarray:
         """Return ``factors^T factors``, float64, shape (k, k)."""
-        return self.derive("Gram", lambda: backend.to_host(gram(backend, self.factors_on(backend))))
+        return self.derive("Gram", lambda: backend.to_host(backend.gram(self.factors_on(backend))))
 
     def rounded_gram(self, backend: Backend) -> np.ndarray:
         """Return the Gram in the dtype of the factors."""

@@ -14,6 +14,7 @@ import numpy as np
 from gpu_als.backends import get_backend
 from gpu_als.backends.native.library import LINE
 from gpu_als.backends.native.rows import SHARED_FROM, workspace_bytes
+from gpu_als.backends.native.sides import MOST_GRAMS
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.memory import (
     DevicePlan,
@@ -304,6 +305,8 @@ _BATCH_ENTRY_BYTES = 56
 """Of each entry of a batch besides its row of factors: places, indices, weights, predictions."""
 _THREAD_BYTES = 1 << 21
 """Of each thread: what the allocator keeps of arrays that have grown."""
+_KEPT_BYTES = 1 << 25
+"""Of arrays that went: the most that the allocator may keep for the next ones of their size."""
 _SMALL_SYSTEM = 32
 """Factors up to which the systems of a batch are factored as a copy."""
 _IN_FLIGHT = 8
@@ -348,6 +351,9 @@ class Threads:
         if not shape.base:
             return self.number * batch
         factors = max(shape.users, shape.items) * k
+        if self.fused:
+            kept = min(_KEPT_BYTES, self.sweep(shape))
+            return self.number * batch + 8 * k * k * MOST_GRAMS + kept
         blocks = -(-factors // self.block_elements)
         # In float64: blocks of factors, and their Grams, which wait to be added up.
         at_once = min(factors, self.number * self.block_elements)
@@ -362,7 +368,8 @@ class Threads:
         one = max(shape.users, shape.items) * shape.value_bytes
         moves = shape.base or shape.bias
         padded = -(-shape.width * shape.value_bytes // LINE) * LINE // shape.value_bytes
-        return one * (shape.width * moves + padded * self.fused)
+        again = self.fused and not (shape.base and padded == shape.width)
+        return one * (shape.width * moves + padded * again)
 
     def _batch(self, shape: FitShape, longest: int) -> int:
         k, value = shape.width, shape.value_bytes

@@ -25,7 +25,7 @@ from gpu_als.backends.cupy.row_kernels import RowKernels, StreamPool
 from gpu_als.backends.cupy.top_k import FusedTopK
 from gpu_als.core.basis import FixedSide
 from gpu_als.core.memory import DEVICE_BLOCK, batch_bytes, device_batch_elements
-from gpu_als.core.ops import R, T, prefetch
+from gpu_als.core.ops import R, T, blocked_gram, blocked_transform, prefetch
 from gpu_als.core.packing import pack_rows
 from gpu_als.core.problem import Array, LoadedProblem, RowProblem, load_problem
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, Solver
@@ -154,6 +154,14 @@ class CupyBackend:
     def rowwise_matmul(self, rows: Array, matrix: Array) -> Array:
         """Multiply in blocks of one shape."""
         return rowwise_matmul(self.xp, rows, matrix)
+
+    def gram(self, factors: Array) -> Array:
+        """Add up block by block."""
+        return blocked_gram(self, factors)
+
+    def transform(self, factors: Array, matrix: Array) -> Array:
+        """Multiply block by block."""
+        return blocked_transform(self, factors, matrix)
 
     def cholesky_solve(self, lhs: Array, rhs: Array) -> tuple[Array, Array]:
         """Factor and substitute by cuSOLVER."""

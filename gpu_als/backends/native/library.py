@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["LINE", "aligned", "library", "variants"]
+__all__ = ["LINE", "aligned", "empty_rows", "library", "variants"]
 
 LINE = 64
 """Bytes of a cache line, and of the vectors that rows.cpp works with."""
@@ -40,16 +40,22 @@ def _load(variant: str) -> ctypes.CDLL | None:
         return None
 
 
+def empty_rows(n: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised matrix (n, width) that begins on a cache line."""
+    size = n * width * dtype.itemsize
+    room = np.empty(size + LINE, np.uint8)
+    begin = -room.ctypes.data % LINE
+    out: np.ndarray = room[begin : begin + size].view(dtype).reshape(n, width)
+    return out
+
+
 def aligned(matrix: np.ndarray) -> np.ndarray:
     """Return a matrix whose rows begin on cache lines, zeros behind them; itself if it is one."""
     lanes = LINE // matrix.dtype.itemsize
     stride = -(-matrix.shape[1] // lanes) * lanes
     if stride == matrix.shape[1] and matrix.ctypes.data % LINE == 0 and matrix.flags.c_contiguous:
         return matrix
-    room = np.empty(len(matrix) * stride * matrix.dtype.itemsize + LINE, np.uint8)
-    begin = -room.ctypes.data % LINE
-    out: np.ndarray = room[begin : begin + len(matrix) * stride * matrix.dtype.itemsize]
-    out = out.view(matrix.dtype).reshape(len(matrix), stride)
+    out = empty_rows(len(matrix), stride, matrix.dtype)
     out[:, : matrix.shape[1]] = matrix
     out[:, matrix.shape[1] :] = 0
     return out

@@ -9,17 +9,11 @@
 // whichever is cheapest; the residual of every solution is worked out afresh from its entries.
 // A row's numbers depend on that row alone: neither on threads nor on the rows around it.
 
-#include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <memory>
-#include <new>
-#include <system_error>
-#include <thread>
 #include <utility>
-#include <vector>
 
 #include "dense.h"
+#include "threads.h"
 
 struct HalfSweep {
     int64_t n_rows, n_long;  // in `order`, and the last of them that are long
@@ -55,23 +49,6 @@ template <class T>
 inline void fetch(const T* row, int64_t width) {
     for (int64_t c = 0; c < width; c += LANES<T>) __builtin_prefetch(row + c);
 }
-
-// Room for numbers, aligned to cache lines.
-template <class T>
-class Room {
-  public:
-    explicit Room(int64_t size)
-        : data(static_cast<T*>(::operator new[](sizeof(T) * std::max<int64_t>(size, 1), std::align_val_t(64)))) {}
-    Room(const Room&) = delete;
-    Room& operator=(const Room&) = delete;
-    ~Room() { ::operator delete[](data, std::align_val_t(64)); }
-    operator T*() const { return data; }
-
-  private:
-    T* data;
-};
-
-inline int64_t up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // Entries that the primal form takes at a time, so that they stay in the cache.
 template <class T>
@@ -671,31 +648,19 @@ void run(const HalfSweep& sweep) {
         sweep.fixed_steps && sweep.inverse ? static_cast<T*>(enter) : nullptr,
         sweep.rotation ? static_cast<T*>(leave) : nullptr};
     const int64_t chunks = (sweep.n_rows - sweep.n_long + CHUNK - 1) / CHUNK + sweep.n_long;
-    const int n_threads = int(std::max<int64_t>(1, std::min<int64_t>(sweep.n_threads, chunks)));
-    std::atomic<int64_t> next{0};
-    std::vector<std::vector<int64_t>> counted(n_threads, std::vector<int64_t>(N_WAYS + sweep.n_steps));
-    auto work = [&](int thread) {
+    std::vector<std::vector<int64_t>> counted(
+        std::max(1, sweep.n_threads), std::vector<int64_t>(N_WAYS + sweep.n_steps));
+    share(chunks, sweep.n_threads, [&](int64_t thread, auto next) {
         try {
             Work<T> own(width, sweep.longest);
             int64_t* ways = counted[thread].data();
-            for (;;) {
-                const int64_t chunk = chunks - 1 - next.fetch_add(1);  // longest rows first
-                if (chunk < 0 || __atomic_load_n(sweep.stop, __ATOMIC_RELAXED)) break;
-                rows.solve_chunk(chunk, own, ways, ways + N_WAYS);
+            for (int64_t i = next(); i >= 0; i = next()) {
+                if (__atomic_load_n(sweep.stop, __ATOMIC_RELAXED)) break;
+                rows.solve_chunk(chunks - 1 - i, own, ways, ways + N_WAYS);  // longest rows first
             }
         } catch (const std::bad_alloc&) {  // others may have room, or the rows are left
         }
-    };
-    std::vector<std::thread> threads;
-    for (int thread = 1; thread < n_threads; thread++) {
-        try {
-            threads.emplace_back(work, thread);
-        } catch (const std::system_error&) {
-            break;  // fewer threads do it too
-        }
-    }
-    work(0);
-    for (auto& thread : threads) thread.join();
+    });
     for (const auto& own : counted) {
         for (int way = 0; way < N_WAYS; way++) sweep.ways[way] += own[way];
         for (int64_t step = 0; step < sweep.n_steps; step++) sweep.steps[step] += own[N_WAYS + step];

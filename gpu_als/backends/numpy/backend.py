@@ -14,10 +14,11 @@ import numpy as np
 
 from gpu_als.backends.native.library import library
 from gpu_als.backends.native.rows import solve_rows
+from gpu_als.backends.native.sides import gram, transform
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.lapack import cholesky_solve
 from gpu_als.core.basis import FixedSide
-from gpu_als.core.ops import R, T, prefetch
+from gpu_als.core.ops import R, T, blocked_gram, blocked_transform, prefetch
 from gpu_als.core.problem import LoadedProblem, RowProblem, load_problem
 from gpu_als.core.solvers import Solver
 from gpu_als.core.stats import HalfSweepStats
@@ -111,6 +112,16 @@ class NumpyBackend:
         # One product rounds a row in ways that follow from its place and the number of rows.
         product: np.ndarray = (rows[:, None] @ matrix)[:, 0]
         return product
+
+    def gram(self, factors: np.ndarray) -> np.ndarray:
+        """Add up by compiled code, where it was built."""
+        return gram(factors, self.num_threads) if self.fused else blocked_gram(self, factors)
+
+    def transform(self, factors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Multiply by compiled code, where it was built."""
+        if self.fused:
+            return transform(factors, matrix, self.num_threads)
+        return blocked_transform(self, factors, matrix)
 
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Factor and substitute by LAPACK."""
