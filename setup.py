@@ -55,7 +55,7 @@ setup(
     ext_modules=[
         Extension(
             f"gpu_als.backends.native.rows_{variant}",
-            [SOURCES + name for name in ("rows.cpp", "sides.cpp")],
+            [SOURCES + name for name in ("rows.cpp", "sides.cpp", "systems.cpp")],
             depends=[SOURCES + name for name in ("dense.h", "lanes.h", "threads.h")],
             extra_compile_args=FLAGS + flags,
             extra_link_args=["-pthread"],

@@ -8,8 +8,8 @@ import pytest
 from helpers import CASES, make_case, ragged_rows, residuals, row_errors
 from test_half_sweep import check_factors, check_objective
 
+from gpu_als.backends.native import dense
 from gpu_als.backends.native import rows as native
-from gpu_als.backends.native import sides
 from gpu_als.backends.native.library import aligned, variants
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.half_sweep import solve_side
@@ -233,7 +233,7 @@ def test_rows_begin_on_cache_lines(dtype):
 @DTYPES
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 3), (300, 33), (9000, 40)])
 def test_the_whole_side_is_added_up_and_moved(variant, monkeypatch, n, k, dtype):
-    monkeypatch.setattr(sides, "library", native.library)
+    monkeypatch.setattr(dense, "library", native.library)
     rng = np.random.default_rng(73)
     factors, matrix = rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((k, k))
     wide = factors.astype(np.float64)

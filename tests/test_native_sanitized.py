@@ -41,13 +41,13 @@ def main(path: str) -> None:
     """Solve rows of all lengths and kinds with the library at a path."""
     from helpers import CASES, make_case
 
-    from gpu_als.backends.native import library, rows, sides
+    from gpu_als.backends.native import dense, library, rows
     from gpu_als.backends.numpy.backend import NumpyBackend
     from gpu_als.core.solvers import Certified, Cholesky, ConjugateGradient
 
     loaded = ctypes.CDLL(path)
     library.variants = lambda: {"sanitized": loaded}
-    rows.library = sides.library = lambda: loaded
+    rows.library = dense.library = lambda: loaded
     for name in CASES:
         for k in (1, 16, 40):
             case = make_case(name, k)

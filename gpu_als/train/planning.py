@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from gpu_als.backends import get_backend
+from gpu_als.backends.native.dense import MOST_GRAMS
 from gpu_als.backends.native.library import LINE
 from gpu_als.backends.native.rows import SHARED_FROM, workspace_bytes
-from gpu_als.backends.native.sides import MOST_GRAMS
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.memory import (
     DevicePlan,

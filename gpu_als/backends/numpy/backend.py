@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_als.backends.native import dense
 from gpu_als.backends.native.library import library
 from gpu_als.backends.native.rows import solve_rows
-from gpu_als.backends.native.sides import gram, transform
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
-from gpu_als.backends.numpy.lapack import cholesky_solve
+from gpu_als.backends.numpy.cholesky import cholesky_solve
 from gpu_als.core.basis import FixedSide
 from gpu_als.core.ops import R, T, blocked_gram, blocked_transform, prefetch
 from gpu_als.core.problem import LoadedProblem, RowProblem, load_problem
@@ -115,17 +115,17 @@ class NumpyBackend:
 
     def gram(self, factors: np.ndarray) -> np.ndarray:
         """Add up by compiled code, where it was built."""
-        return gram(factors, self.num_threads) if self.fused else blocked_gram(self, factors)
+        return dense.gram(factors, self.num_threads) if self.fused else blocked_gram(self, factors)
 
     def transform(self, factors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         """Multiply by compiled code, where it was built."""
         if self.fused:
-            return transform(factors, matrix, self.num_threads)
+            return dense.transform(factors, matrix, self.num_threads)
         return blocked_transform(self, factors, matrix)
 
     def cholesky_solve(self, lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Factor and substitute by LAPACK."""
-        return cholesky_solve(lhs, rhs)
+        """Factor and substitute by compiled code, where it was built."""
+        return dense.cholesky_solve(lhs, rhs) if self.fused else cholesky_solve(lhs, rhs)
 
     def solve_fused(
         self, problem: LoadedProblem, held: FixedSide, solved: np.ndarray, solver: Solver

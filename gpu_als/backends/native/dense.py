@@ -1,4 +1,4 @@
-"""What a half-sweep needs of the whole fixed side, by compiled code: sides.cpp."""
+"""Dense work by compiled code: the fixed side as a whole (sides.cpp), and small systems."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from gpu_als.backends.native.library import empty_rows, library
 
-__all__ = ["MOST_GRAMS", "gram", "transform"]
+__all__ = ["MOST_GRAMS", "cholesky_solve", "gram", "transform"]
 
 MOST_GRAMS = 32
 """As in sides.cpp: float64 matrices (k, k) whose sum is the Gram matrix."""
@@ -41,6 +41,14 @@ def transform(factors: np.ndarray, matrix: np.ndarray, num_threads: int) -> np.n
     return out
 
 
+def cholesky_solve(lhs: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return :meth:`~gpu_als.core.ops.Ops.cholesky_solve`, in the thread that asks."""
+    lhs, solution = np.ascontiguousarray(lhs), np.array(rhs, lhs.dtype, order="C")
+    failed = np.zeros(len(rhs), bool)
+    _call("solve", lhs.dtype, _at(lhs), _at(solution), *rhs.shape, _at(failed))
+    return solution, failed
+
+
 def _at(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
@@ -49,4 +57,4 @@ def _call(name: str, dtype: np.dtype, *arguments: ctypes.c_void_p | int) -> None
     function = getattr(library(), f"{name}_{ {4: 'float', 8: 'double'}[dtype.itemsize] }")
     numbers = (ctypes.c_int64(a) if isinstance(a, int) else a for a in arguments)
     if function(*numbers):
-        raise MemoryError("there is too little memory to change the coordinates of factors")
+        raise MemoryError("there is too little memory to work on factors")
