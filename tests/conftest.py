@@ -1,9 +1,13 @@
 """What holds for all tests."""
 
+import os
 from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Small products gain nothing by threads that wait for one another; NumPy is not imported yet.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Examples are the same each time, and machines may be busy.
 settings.register_profile(
