@@ -7,7 +7,12 @@ from functools import cache
 import dask
 import pytest
 
-from cluster.common import leave_alone, local_cluster, wait_until
+from cluster.common import interrupted, leave_alone, local_cluster, wait_until
+
+
+def pytest_keyboard_interrupt():
+    """Have fixtures wait no more for workers, which Ctrl-C reaches too."""
+    interrupted.set()
 
 
 @pytest.fixture(autouse=True)
