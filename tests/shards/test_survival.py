@@ -228,24 +228,6 @@ def test_completed_stages_are_not_done_again(
     assert len(kept) >= len(shards) - 1  # one may have been complete but not noted down yet
 
 
-def test_nothing_is_done_again_where_only_the_manifest_was_not_written(
-    ratings, whole, tmp_path, monkeypatch
-):
-    def fail(*_):
-        raise Stopped
-
-    with cut_small():
-        with monkeypatch.context() as patch:
-            patch.setattr(conversion.Manifest, "write", fail)
-            with pytest.raises(Stopped):
-                converted(ratings, tmp_path / "m", **OPTIONS)
-        for stage in ("read_input", "sort_out"):
-            stop_in(stage, monkeypatch)
-        monkeypatch.setattr(writer.SideWriter, "_finish_shard", fail)
-        matrix = converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
-    assert matrix.digest == whole[0]
-
-
 def test_what_fails_while_reading_leaves_nothing(ratings, tmp_path, monkeypatch):
     stop_in("read_input", monkeypatch)
     with pytest.raises(Stopped):
@@ -297,13 +279,6 @@ def test_other_files_do_not_go_on_with_it(ratings, tmp_path, monkeypatch):
             converted(source, tmp_path / "m", resume=True, **OPTIONS)
 
 
-def test_a_damaged_journal_is_said_to_be_one(ratings, tmp_path, monkeypatch):
-    interrupted(ratings, tmp_path / "m", monkeypatch)
-    (tmp_path / "m" / "unfinished" / "journal.json").write_text('{"stage": "build"')
-    with pytest.raises(ReadError, match=r"journal\.json: damaged .* again without resume"):
-        converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
-
-
 @pytest.mark.parametrize(
     ("stage", "pattern"),
     [("sort_out", "entries"), ("build", "users-*.run"), ("sort_out", "items.npz")],
@@ -324,14 +299,6 @@ def test_finished_files_that_were_lost_are_noticed(ratings, tmp_path, monkeypatc
     with cut_small(), pytest.raises(ReadError, match="is missing from the folder"):
         converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
     assert not (tmp_path / "m" / "manifest.json").exists()
-
-
-def test_rows_that_were_damaged_are_noticed(ratings, tmp_path, monkeypatch):
-    interrupted(ratings, tmp_path / "m", monkeypatch)
-    path = tmp_path / "m" / "unfinished" / "users.npz"
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ReadError, match=r"users\.npz: is not as it was left"):
-        converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
 
 
 FULL_DISK = """
