@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Small products gain nothing by threads that wait for one another; NumPy is not imported yet.
+# Small products gain nothing by threads that wait for one another, and ``implicit`` warns of them.
+# NumPy is not imported yet.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Examples are the same each time, and machines may be busy.

@@ -20,7 +20,7 @@ from gpu_als.errors import DownloadError, GpuAlsError, InputError, ReadError
 from gpu_als.progress import ProgressBar
 
 CONTENT = np.random.default_rng(11).bytes(300_000)
-WAIT = 60
+WAIT = 300
 
 
 @pytest.fixture
