@@ -395,7 +395,7 @@ def test_the_last_of_two_billion():
     kernel = cuda_on_cpu.load(
         source_of("top_k") + FAR, "far", {"USER_WARPS": 4, "ITEM_WARPS": 1, "BLOCKS": 1}
     )
-    plan = make_plan(n_users, n_items, 4, 8, (8, 1))
+    plan = make_plan(n_users, n_items, 4, 8, (4, 1))
     kernel.launch(
         (1,),
         (plan.threads,),
