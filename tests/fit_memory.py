@@ -30,10 +30,9 @@ def made_up(n_users: int, n_items: int, nnz: int, seed: int) -> sp.csr_matrix:
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.exponential(nnz / n_users, n_users).astype(int), 1, n_items // 2)
     indptr = np.append(0, np.cumsum(lengths))
-    indices = np.empty(indptr[-1], np.int32)
-    for row, length in enumerate(lengths):  # columns rise by at least one
-        places = np.arange(length) + rng.random()
-        indices[indptr[row] : indptr[row + 1]] = places * (n_items / length)
+    places = np.arange(indptr[-1]) - indptr[:-1].repeat(lengths)  # in their rows
+    places = places + rng.random(n_users).repeat(lengths)
+    indices = (places * (n_items / lengths).repeat(lengths)).astype(np.int32)  # which rise by one
     values = rng.integers(1, 6, indptr[-1]).astype(np.float32)
     return sp.csr_matrix((values, indices, indptr), shape=(n_users, n_items))
 

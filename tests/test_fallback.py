@@ -118,11 +118,8 @@ def install(monkeypatch, tmp_path):
     ("line", "cause"),
     [
         ("raise OSError('libcudart.so.13: no such file')", "OSError: libcudart.so.13: no such"),
-        ("raise RuntimeError('two CuPys')", "RuntimeError: two CuPys"),
-        ("raise AttributeError('numpy has no bool8')", "AttributeError: numpy has no bool8"),
         ("raise ImportError('a page\\n\\n  of advice')", "ImportError: a page of advice"),
         ("import no_such_dependency", "ModuleNotFoundError: No module named 'no_such_dependency'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
         ("", "AttributeError: module 'cupy' has no attribute 'cuda'"),
     ],
 )
@@ -169,10 +166,15 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    ("status", "driver", "warned"),
-    [(100, 13000, 0), (35, 0, 0), (35, 12020, 1), (3, 13000, 1), (803, 13000, 1)],
+    ("call", "status", "driver", "warned"),
+    [
+        ("device", 100, 13000, 0),
+        ("device", 35, 0, 0),
+        ("device", 35, 12020, 1),
+        ("properties", 3, 13000, 1),
+        ("context", 803, 13000, 1),
+    ],
     ids=["no device", "no driver", "old driver", "no start", "versions differ"],
 )
 def test_a_device_that_is_there_but_broken_is_told(
@@ -249,7 +251,6 @@ COMPILING = {
     "syntax": lambda: cuda_on_cpu.CudaOnCpuError("no such instruction"),
     "no NVRTC": lambda: ImportError("no libnvrtc.so.13"),
     "cubin": lambda: fake_cupy.CUDADriverError("CUDA_ERROR_NO_BINARY_FOR_GPU"),
-    "disk": lambda: OSError(28, "No space left on device"),
 }
 LAUNCHING = {
     "resources": lambda: fake_cupy.CUDADriverError("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
@@ -330,22 +331,18 @@ WORK = {
     "explicit": fit_explicit,
     "recommend": recommend,
 }
-FAILING = [
-    ("implicit", "all"),
-    ("implicit", "ones"),
-    ("conjugate gradients", "rows"),
-    ("float64", "ones"),
-    ("explicit", "rows"),
-    ("recommend", "top_k"),
-]
 
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize(
     ("work", "which", "how"),
     [
-        *((work, which, how) for work, which in FAILING for how in ("cubin", "resources")),
-        *(("implicit", "all", how) for how in ("syntax", "no NVRTC", "disk", "grid")),
+        ("implicit", "all", "no NVRTC"),
+        ("implicit", "ones", "grid"),
+        ("conjugate gradients", "rows", "resources"),
+        ("float64", "ones", "cubin"),
+        ("explicit", "rows", "syntax"),
+        ("recommend", "top_k", "resources"),
     ],
 )
 def test_kernels_that_fail_leave_work_to_the_general_path(cupy, monkeypatch, work, which, how):
@@ -397,8 +394,15 @@ def count_launches(monkeypatch, cupy, fail_at=None):
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("solver", [Cholesky(), ConjugateGradient(2)], ids=["exact", "cg"])
-@pytest.mark.parametrize("name", ["explicit", "explicit, scaled by count", "implicit"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("explicit, scaled by count", Cholesky()),
+        ("explicit", ConjugateGradient(2)),
+        ("implicit", Cholesky()),
+    ],
+    ids=["scaled", "cg", "implicit"],
+)
 def test_rows_are_solved_once_whichever_launch_fails(cupy, monkeypatch, name, solver):
     """In place or not: from the same values two steps of conjugate gradients lead to the same."""
     from gpu_als.backends.cupy.backend import CupyBackend

@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import re
-import select
 import signal
 import sys
 import types
@@ -29,8 +28,6 @@ import pytest
 from gpu_floor import Ceilings
 from gpu_shapes import SHAPES, Shape
 from test_cupy_backend import name_exists, names_used
-
-from gpu_als.core.solvers import ConjugateGradient
 
 needs_compiler = pytest.mark.skipif(
     not cuda_on_cpu.have_compiler(), reason="no g++ to compile kernels for the CPU"
@@ -102,19 +99,6 @@ class NoPeer:
 
     def close(self):
         pass
-
-
-class FakePeer(NoPeer):
-    """Answers every question with 5 ms, and remembers it."""
-
-    usable, words = True, "usable"
-
-    def __init__(self):
-        self.asked = []
-
-    def ask(self, seconds, function, *arguments):
-        self.asked.append((function, *arguments))
-        return 5.0
 
 
 @pytest.fixture
@@ -191,13 +175,6 @@ def test_a_result_that_changes_fails_its_check(bench, monkeypatch):
     monkeypatch.setattr(task, "half", shaky)
     bad = gpu_task.judged(task.check())
     assert (bad["repeatable"], bad["ok"]) == (False, False)
-
-
-@needs_compiler
-def test_conjugate_gradients_repeat_from_the_same_start(bench):
-    task = gpu_task.Task(bench, bench.matrix("ml20m"), "implicit", 8, solver=ConjugateGradient())
-    assert task.repeats(0)
-    assert task.repeats(1)
 
 
 # The sections
@@ -290,49 +267,7 @@ def test_what_other_programs_look_at_runs(bench):
     gpu_traced.small(bench)
 
 
-def test_devices_that_are_too_small_are_told_so(bench):
-    bench.xp.cuda.runtime.memGetInfo = lambda: (1000, 1000)
-    needed = bench.shape("ml20m").device_bytes(8)
-    assert needed == 36 * 330 + 5 * 4 * 8 * (60 + 50)
-    bench.peer = FakePeer()
-    rows = list(gpu_sections.iterations(bench, ("ml20m", "implicit", 128), beside_peer=True))
-    assert [row["note"].partition("refused")[0] for row in rows] == ["implicit: ", ""]
-    assert bench.peer.asked == []
-    (row,) = gpu_sections.epochs(bench)
-    assert row["note"].startswith("refused: needs about")
-
-
-@needs_compiler
-def test_an_epoch_that_would_take_too_long_is_left_out(bench, monkeypatch):
-    monkeypatch.setattr(gpu_sections, "EPOCH_KS", (128, 256))
-    left = iter([1.0, 1e-3, 1e-3])  # before the first epoch, before its check, before the second
-    bench.left = lambda: next(left)
-    first, second = gpu_sections.epochs(bench)
-    assert first["ms"] == 2
-    assert second["note"].startswith("left out: some 0 s")
-
-
 # The peer
-
-
-@needs_compiler
-def test_the_peer_comes_first_and_may_fail(bench):
-    bench.peer = FakePeer()
-    case = "ml20m", "implicit", 128
-    rows = list(gpu_sections.iterations(bench, case, beside_peer=True))
-    assert [row.get("path") for row in rows] == ["implicit, 3 CG steps", "kernels", None]
-    assert rows[0]["ms"] == 5
-    ((function, shape, k, *model),) = bench.peer.asked
-    assert (function, shape, k) == (gpu_peer.iteration_ms, SHAPES["ml20m"], 8)
-    assert model == [gpu_task.OBJECTIVES["implicit"].regularization, 2.0]
-
-    def fail(*_):
-        raise gpu_peer.PeerError("no answer within 3 s")
-
-    bench.peer.ask = fail
-    rows = list(gpu_sections.iterations(bench, case, beside_peer=True))
-    assert rows[0]["note"] == "implicit: no answer within 3 s"
-    assert rows[2]["ok"]
 
 
 class Model:
@@ -381,77 +316,9 @@ def test_a_peer_that_fails_or_hangs_can_be_asked_again():
             peer.ask(60, int, "x")
         with pytest.raises(gpu_peer.PeerError, match="no answer within 1 s"):
             peer.ask(1, signal.pause)
-        with pytest.raises(gpu_peer.PeerError, match="ended"):
-            peer.ask(60, os._exit, 3)
         assert peer.ask(60, int, "7") == 7
     finally:
         peer.close()
-
-
-# Other programs
-
-
-def test_what_a_program_started_ends_with_it(tmp_path):
-    """A pipe is at its end once nobody holds it any more."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    with open(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as reading:
-        script = f"exec 9>{pipe}; echo begun; sleep 600 & wait"
-        assert gpu_tools.run_group(["sh", "-c", script], 1.0, tmp_path / "log") is None
-        assert gpu_tools.end_of(tmp_path / "log") == "begun"
-        ended, _, _ = select.select([reading], [], [], 20)
-        assert ended
-
-
-def test_tests_that_fail_are_shown(tmp_path, monkeypatch):
-    test = tmp_path / "test_one.py"
-    test.write_text("import pytest\n@pytest.mark.gpu\ndef test_a(): assert 1 == 2\n")
-    monkeypatch.setattr(gpu_tools, "TESTS", test)
-    row, note = gpu_tools.gpu_tests(60, tmp_path / "log")
-    assert row == {"passed": 0, "failed": 1, "skipped": 0, "ok": False}
-    assert "assert 1 == 2" in note["note"]
-
-
-def program(folder, monkeypatch, name, script):
-    """Put a shell script on the path."""
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-
-@pytest.mark.parametrize(
-    ("said", "row"),
-    [
-        ("0 hazards displayed (0 errors, 0 warnings)", {"hazards": 0, "ok": True}),
-        ("1 hazard displayed (1 error, 0 warnings)", {"hazards": 1, "ok": False}),
-    ],
-)
-def test_races_are_counted(tmp_path, monkeypatch, said, row):
-    program(tmp_path, monkeypatch, "compute-sanitizer", f"echo '= RACECHECK SUMMARY: {said}'")
-    assert next(gpu_tools.racecheck(60, tmp_path / "log", quick=True)) == row
-
-
-def test_a_tool_that_cannot_work_here_is_no_failure(tmp_path, monkeypatch):
-    for name, run in (("ncu", gpu_tools.profile), ("compute-sanitizer", gpu_tools.racecheck)):
-        program(tmp_path, monkeypatch, name, "echo Device not supported; exit 3")
-        (row,) = run(60, tmp_path / "log", quick=True)
-        assert row == {"note": f"{name} gave 3: Device not supported"}
-    program(tmp_path, monkeypatch, "ncu", """echo '==PROF== Profiling "primal" - 0: 0%..100%'""")
-    (row,) = gpu_tools.profile(60, tmp_path / "log", quick=True)
-    assert row == {"kernel": "primal", "written": "log"}
-
-
-@needs_compiler
-def test_clocks_are_read_before_during_and_after(bench, monkeypatch, tmp_path):
-    script = "printf '1980, 2619, 500.5, 45\\n1700, 2619, 690.5, 51\\n[N/A], 1, 1, 1\\n17'"
-    program(tmp_path, monkeypatch, "nvidia-smi", script)
-    rows = list(gpu_sections.clocks(bench))
-    assert rows[0] == {
-        "when": "before", "sm_MHz": 1840, "memory_MHz": 2619, "watts": 595.5, "celsius": 48,
-        "lowest_MHz": 1700, "highest_MHz": 1980, "samples": 2,
-    }  # fmt: skip
-    assert (rows[0]["when"], rows[-1]["when"]) == ("before", "after")
 
 
 # The runner
@@ -482,25 +349,6 @@ def test_results_are_written_after_every_measurement_whatever_follows(tiny, tmp_
 def test_the_exit_status_tells_of_failed_checks(tiny, tmp_path, monkeypatch, row, wanted):
     replace_sections(monkeypatch, one=lambda bench: iter([row]))
     assert run_main(tmp_path)[0] == wanted
-
-
-def test_only_some_sections(tiny, tmp_path, monkeypatch):
-    sections = {name: lambda bench, name=name: iter([{"is": name}]) for name in "abc"}
-    replace_sections(monkeypatch, **sections)
-    _, results = run_main(tmp_path, "--only", "c", "a")
-    assert list(results["sections"]) == ["a", "c"]
-    with pytest.raises(SystemExit):
-        run_main(tmp_path, "--only", "d")
-
-
-def test_the_calls_end_in_time_with_the_least_valuable_last():
-    (first, start), (second, rest) = gpu_suite.CALLS[1], gpu_suite.CALLS[2]
-    assert first + 15 <= 150
-    assert second + 15 <= 480
-    assert start == ["ceilings", "peer", "compile", "agreement", "kernels"]
-    order = ["ml20m", "lastfm", "default", "k64", "k256", "explicit", "ranking", "fits", "tests"]
-    assert [name for name in rest if name in order] == order
-    assert rest[-3:] == ["tests", "profile", "races"]
 
 
 def test_time_limits_are_kept_and_what_is_left_is_shared(tiny, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ OBJECTIVES = {
     "implicit": Implicit(0.7, 2.0),
     "ials": IALS(0.4, 1.5, 0.2, 0.7),
 }
-BY_HYPOTHESIS = settings(max_examples=50)
+BY_HYPOTHESIS = settings(max_examples=25)
 
 
 @st.composite
@@ -243,7 +243,7 @@ packings = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(plan=packings)
 def test_packing(plan):
     counts, k, budget = plan["counts"], plan["n_factors"], plan["batch_elements"]

@@ -1,4 +1,4 @@
-"""Every kernel that a plan can launch, compiled for every architecture; no GPU takes part."""
+"""Every kernel that plans launch, compiled for every kind of architecture; no GPU takes part."""
 
 import nvrtc
 import pytest
@@ -27,42 +27,54 @@ def size_of(launch):
     return macros.get("EDGE", 8) * macros.get("TILES", 2 * macros.get("UNITS", 0))
 
 
-def tight(architecture):
+def tightest(architecture):
     """Return the launches that are the most likely to run out of registers.
 
-    Of every kernel, in float32 and on tensor cores, the largest systems, and the largest of those
-    whose threads get the fewest registers. (The functions of split rows are parts of ``primal``.)
+    Of each kernel that holds a system in registers, the largest of those whose threads get the
+    fewest, on tensor cores where there are any.
     """
-    kinds = {}
+    kernels = {}
     for launch in nvrtc.specialisations(nvrtc.DEVICES[architecture]).values():
         macros = dict(launch.macros)
-        if launch.kernel != "split" and not VARIANTS & macros.keys() and not macros.get("SOLVER"):
-            kinds.setdefault((launch.kernel, "TENSOR_CORES" in macros), []).append(launch)
-    most = [max(launches, key=size_of) for launches in kinds.values()]
-    most += [
-        min(launches, key=lambda one: (registers_given(one), -size_of(one)))
-        for launches in kinds.values()
-    ]
-    return list(dict.fromkeys(most))
+        plain = not VARIANTS & macros.keys() and not macros.get("SOLVER")
+        if plain and launch.kernel in ("primal", "dual_block"):
+            kernels.setdefault(launch.kernel, []).append(launch)
+    return [
+        min(
+            launches,
+            key=lambda one: (
+                registers_given(one), -size_of(one), "TENSOR_CORES" not in dict(one.macros),
+            ),
+        )
+        for launches in kernels.values()
+    ]  # fmt: skip
 
 
 def chosen():
-    """Return launches for compute capability 9.0 that have every size and every macro once.
+    """Return launches for compute capability 9.0 that have every kernel, block and macro once.
 
-    All there are, for every architecture, would take half an hour; benchmarks/kernel_resources.py
-    has them all.
+    The largest systems of each block, and the smallest with each macro; of split rows, whose
+    functions are parts of ``primal``, one. All there are, for every architecture, would take half
+    an hour; benchmarks/kernel_resources.py has them all.
     """
-    found, seen = [], set()
-    for launch in nvrtc.specialisations(nvrtc.DEVICES[90]).values():
-        new = {(launch.kernel, each) for each in (size_of(launch), *launch.macros)}
-        if not new <= seen:
-            found.append(launch)
-            seen |= new
-    return found
+    found = {}
+    launches = sorted(nvrtc.specialisations(nvrtc.DEVICES[90]).values(), key=size_of)
+    for launch in launches:
+        macros = dict(launch.macros)
+        extra = [name for name in (*VARIANTS, "TENSOR_CORES") if name in macros]
+        extra += [f"SOLVER {macros['SOLVER']}"] if macros.get("SOLVER") else []
+        if not extra:
+            block = () if launch.kernel == "split" else (macros.get("EDGE"), macros.get("BLOCKS"))
+            found[launch.kernel, block] = launch
+        elif len(extra) == 1 and launch.kernel != "split":
+            found.setdefault((launch.kernel, extra[0]), launch)
+    return list(found.values())
 
 
-# What is compiled: the newest NVRTC for every architecture, and older ones for 9.0.
-TARGETS = [*((architecture, None) for architecture in nvrtc.DEVICES), *((90, old) for old in OLDER)]
+# What is compiled: the newest NVRTC for every architecture that differs in its instructions or
+# its memory (8.6 and 8.9 are 8.0 with the memory of 12.0), and older ones for 9.0.
+TARGETS = [*((architecture, None) for architecture in (75, 80, 90, 100, 120))]
+TARGETS += [(90, old) for old in OLDER]
 
 
 def name_of(target):
@@ -75,7 +87,7 @@ def builds(request):
     architecture, version = request.param
     if version is not None and version not in nvrtc.versions():
         pytest.skip("needs NVRTC {}.{} in a folder of GPU_ALS_NVRTC".format(*version))
-    launches = tight(architecture)
+    launches = tightest(architecture)
     if (architecture, version) == (90, None):
         launches = list(dict.fromkeys(launches + chosen()))
     return list(zip(launches, nvrtc.build_all(launches, architecture, version), strict=True))

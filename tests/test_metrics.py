@@ -94,17 +94,17 @@ def judged_lists(draw):
 # --- ranking metrics -----------------------------------------------------------------------------
 
 
-@every_ranking_metric
 @given(judged_lists())
-def test_ranking_metric_is_the_mean_of_its_definition(metric, case):
+def test_ranking_metrics_are_the_means_of_their_definitions(case):
     ranked, relevant, n_items, K = case
-    expected = over_users(metric, ranked, relevant, K)
-    from_lists = metric(ranked, [sorted(items) for items in relevant], K)
-    from_matrix = metric(ranked, as_csr(relevant, n_items), K)
-    assert from_lists == pytest.approx(expected, rel=1e-13, abs=1e-15)
-    assert from_matrix == from_lists
-    assert isinstance(from_matrix, float)
-    assert 0 <= from_matrix <= 1
+    for metric in RANKING:
+        expected = over_users(metric, ranked, relevant, K)
+        from_lists = metric(ranked, [sorted(items) for items in relevant], K)
+        from_matrix = metric(ranked, as_csr(relevant, n_items), K)
+        assert from_lists == pytest.approx(expected, rel=1e-13, abs=1e-15)
+        assert from_matrix == from_lists
+        assert isinstance(from_matrix, float)
+        assert 0 <= from_matrix <= 1
 
 
 @pytest.mark.parametrize(
@@ -228,10 +228,10 @@ def test_hit_matrix_of_no_users_is_empty():
         ([[1]], [[1]], 2.0, "K: found 2.0"),
     ],
 )
-@every_ranking_metric
-def test_ranking_metric_names_the_bad_argument(metric, ranked, relevant, K, message):
-    with pytest.raises(InputError, match=message):
-        metric(ranked, relevant, K)
+def test_ranking_metrics_name_the_bad_argument(ranked, relevant, K, message):
+    for metric in RANKING:
+        with pytest.raises(InputError, match=message):
+            metric(ranked, relevant, K)
 
 
 # --- errors of predicted values ------------------------------------------------------------------

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_als.backends.native.library import library
@@ -142,6 +142,7 @@ def test_arguments_out_of_range_are_named(arguments, name):
         plan(*numbers, **options)
 
 
+@settings(max_examples=30)
 @given(
     st.integers(1, 10**7),
     st.integers(1, 10**7),

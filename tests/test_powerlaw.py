@@ -21,7 +21,7 @@ def test_powerlaw_matrix_is_sound(n_users, n_items, nnz):
 
 
 def test_powerlaw_degrees_are_log_normal():
-    matrix = powerlaw_interactions(20_000, 10_000, 1_000_000, median_user=27, seed=13)
+    matrix = powerlaw_interactions(6000, 3000, 300_000, median_user=27, seed=13)
     degrees = np.diff(matrix.indptr)
     assert np.median(degrees) == pytest.approx(27, abs=1)
     # A log-normal of mean 50 and median 27 has sigma = sqrt(2 log(50 / 27)); the 84th percentile
@@ -32,7 +32,7 @@ def test_powerlaw_degrees_are_log_normal():
 
 def test_powerlaw_popularity_follows_its_law():
     # Few entries for each user, so that a user meets hardly any item twice.
-    matrix = powerlaw_interactions(100_000, 500, 200_000, median_user=1.5, seed=37)
+    matrix = powerlaw_interactions(40_000, 500, 80_000, median_user=1.5, seed=37)
     popularity = np.sort(np.bincount(matrix.indices, minlength=500))[::-1]
     expected = (np.arange(500) + 10.0) ** -0.9
     expected *= matrix.nnz / expected.sum()

@@ -1,7 +1,6 @@
 """``recommend_to_file`` writes what ``recommend`` returns, block by block, whole or not at all."""
 
 import os
-import re
 import sys
 import tracemalloc
 
@@ -11,7 +10,7 @@ import scipy.sparse as sp
 from helpers import random_ratings
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
-from gpu_als.errors import InputError, NotFittedError
+from gpu_als.errors import InputError
 from gpu_als.models import estimator
 from gpu_als.ranking.to_file import recommendation_file
 
@@ -161,18 +160,6 @@ def test_the_size_of_the_blocks_changes_nothing(tmp_path, monkeypatch, at_once):
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5, atol=1e-6)
 
 
-@both_formats
-def test_nobody_is_written_as_an_empty_file(tmp_path, request, ending):
-    path = tmp_path / f"r{ending}"
-    write(implicit(), path, PLAYS[:0], N=4, userids=[])
-    if ending == ".npy":
-        records = np.load(path, mmap_mode="r")
-        assert (records.shape, records["item"].shape) == ((0,), (0, 4))
-    else:
-        columns = read_columns(request.getfixturevalue("parquet"), path)
-        assert columns == {"user": [], "rank": [], "item": [], "score": []}
-
-
 @pytest.mark.parametrize(("items", "length"), [(None, N_ITEMS), ([4, 2, 2, 9], 3)])
 def test_lists_are_as_long_as_there_are_candidates(tmp_path, items, length):
     model = implicit()
@@ -239,17 +226,6 @@ def test_a_failure_in_the_middle_leaves_what_was_there(
     assert not known or path.read_bytes() == b"old"
 
 
-@both_formats
-def test_a_file_is_replaced(tmp_path, request, ending):
-    if ending == ".parquet":
-        request.getfixturevalue("parquet")
-    path = tmp_path / f"r{ending}"
-    path.write_bytes(b"old")
-    write(implicit(), path, PLAYS)
-    assert path.read_bytes() != b"old"
-    assert os.listdir(tmp_path) == [path.name]
-
-
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_progress_bar_counts_users_if_it_is_wanted(tmp_path, capsys, shown):
     implicit().recommend_to_file(tmp_path / "r.npy", PLAYS, show_progress=shown)
@@ -283,19 +259,6 @@ def test_bad_arguments_leave_no_file(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
         write(implicit(), tmp_path / "r.npy", **arguments)
     assert os.listdir(tmp_path) == []
-
-
-def test_a_model_without_factors_writes_nothing(tmp_path):
-    with pytest.raises(NotFittedError):
-        write(AlternatingLeastSquares(), tmp_path / "r.npy", PLAYS)
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_missing_folder_is_named_before_anybody_is_ranked(tmp_path, monkeypatch):
-    model = implicit()
-    monkeypatch.setattr(AlternatingLeastSquares, "recommend", None)
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "nowhere"))):
-        write(model, tmp_path / "nowhere" / "r.npy", PLAYS)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

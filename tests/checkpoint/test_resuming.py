@@ -18,20 +18,20 @@ from checkpoint.common import (
 from gpu_als.errors import CheckpointError
 
 
-def check_every_stop(folder, case, where, stops=slice(None)):
-    """Assert that fits stopped after each iteration and gone on with find what one fit finds."""
+def check_stops(folder, case, where, every):
+    """Assert that fits stopped every so many iterations and gone on with find what one does."""
     make, params, how = CASES[case]
     whole = fit(make(**params, **where), **how)
     files = states(folder, make(**params, **where), **how)
     assert len(files) == whole.report_.iterations > 3
-    for file in files[stops]:
+    for file in files[::every]:
         assert_same(fit(make(**params, **where), resume=file, **how), whole)
     return whole.report_
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_fit_gone_on_with_is_the_uninterrupted_one_to_the_bit(case, tmp_path):
-    report = check_every_stop(tmp_path, case, {})
+    report = check_stops(tmp_path, case, {}, 2)
     if "tol" in case or "patience" in case:
         assert report.stopped in ("tol", "patience")
     if "best" in case:  # so that stops come before and after the best iteration
@@ -41,26 +41,21 @@ def test_a_fit_gone_on_with_is_the_uninterrupted_one_to_the_bit(case, tmp_path):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        "explicit", "explicit, float64", "explicit, non-negative", "explicit, patience",
-        "implicit, cg", "implicit, exact", "implicit, ials",
-    ],
-)  # fmt: skip
+    ["explicit, float64", "explicit, non-negative", "implicit, cg", "implicit, ials"],
+)
 def test_a_fit_gone_on_with_on_a_gpu_is_the_uninterrupted_one_to_the_bit(
     case,
     cupy_backend,
     tmp_path,
 ):
     where = {"backend": "cupy"} if case.startswith("explicit") else {"use_gpu": True}
-    check_every_stop(tmp_path, case, where, slice(0, None, 3))
+    check_stops(tmp_path, case, where, 3)
 
 
 # Where a fit begins and ends
 
 
-@pytest.mark.parametrize(
-    "case", ["explicit, tol", "explicit, patience", "explicit", "implicit, exact"]
-)
+@pytest.mark.parametrize("case", ["explicit, patience", "implicit, exact"])
 def test_a_fit_that_had_ended_does_nothing_more(case, tmp_path):
     make, params, how = CASES[case]
     whole = fit(make(**params), checkpoint=tmp_path / "s.npz", **how)
@@ -89,7 +84,7 @@ def test_a_fit_that_a_callback_stopped_goes_on(make, tmp_path):
 
 @pytest.mark.parametrize(
     "case",
-    ["explicit", "explicit, best in the middle", "explicit, best at the end", "implicit, cg"],
+    ["explicit, best in the middle", "explicit, best at the end", "implicit, cg"],
 )
 def test_more_iterations_lengthen_a_fit(case, tmp_path):
     make, params, how = CASES[case]
@@ -164,16 +159,15 @@ def test_a_warm_started_fit_goes_on_from_its_state_and_not_from_the_factors_it_w
         assert_same(fit(implicit(), resume=file), whole)  # the state is complete without them
 
 
-@pytest.mark.parametrize("make", [explicit, implicit])
 @pytest.mark.parametrize(
-    "random_state",
+    ("make", "random_state"),
     [
-        lambda: 3,
-        lambda: np.int64(3),
-        lambda: np.random.default_rng(3),
-        lambda: np.random.RandomState(3),
+        (explicit, lambda: np.int64(3)),
+        (explicit, lambda: np.random.default_rng(3)),
+        (implicit, lambda: np.random.default_rng(3)),
+        (implicit, lambda: np.random.RandomState(3)),
     ],
-    ids=["int", "numpy int", "Generator", "RandomState"],
+    ids=["numpy int", "Generator", "Generator, implicit", "RandomState"],
 )
 def test_fits_of_every_random_state_go_on(make, random_state, tmp_path):
     whole = fit(make(random_state=random_state()))

@@ -34,11 +34,6 @@ def test_it_makes_a_folder_and_says_what_is_in_it(files, tmp_path, capsys):
     assert shown.err == ""
 
 
-def test_progress_goes_to_stderr(files, tmp_path, capsys):
-    assert run(files / "train.csv", tmp_path / "m") == 0
-    assert "writing: 100%" in capsys.readouterr().err
-
-
 def test_options_reach_the_conversion(files, tmp_path, capsys):
     folder = tmp_path / "m"
     options = ["--value-type", "float16", "--lossy", "--shard-size", "2K", "--memory", "0.25GiB"]
@@ -116,10 +111,3 @@ def test_an_interrupted_run_is_gone_on_with(files, tmp_path, capsys, monkeypatch
         patch.setattr("gpu_als.data.shards.conversion.read_input", interrupt)  # was done already
         assert run(files / "train.csv", folder, "-q", "--resume") == 0
     assert ShardedMatrix.open(folder, verify=True).nnz == read_interactions(files / "train.csv").nnz
-
-
-def test_help_has_an_example_and_fits_the_screen(capsys):
-    assert run("--help") == 0
-    shown = capsys.readouterr().out
-    assert "gpu-als convert ratings.csv ratings.shards" in shown.split("example:")[1]
-    assert max(map(len, shown.splitlines())) <= 90

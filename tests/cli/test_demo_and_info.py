@@ -19,7 +19,7 @@ def test_demo_in_a_process_of_its_own(tmp_path):
     pytest.importorskip("matplotlib")
     target = tmp_path / "curve.png"
     command = [sys.executable, "-m", "gpu_als", "demo", *SMALL, "--plot", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     for text in (
         "held-out RMSE", "0.5000", "no model can do better", "million ratings per second",

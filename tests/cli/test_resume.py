@@ -150,26 +150,6 @@ def test_without_resume_a_run_starts_afresh(command, whole, tmp_path, capsys):
     assert (tmp_path / "m.npz").read_bytes() == whole
 
 
-def test_json_stays_one_object(command, capsys):
-    for more in ([], ["--resume"], ["--resume"]):
-        assert main(command("m.npz", "state", "-q", "--json", *more)) == 0
-        assert json.loads(capsys.readouterr().out)["report"]["stopped"] == "iterations"
-
-
-def test_seconds_are_those_between_two_states(command, tmp_path, capsys, monkeypatch):
-    from gpu_als.train import checkpoint
-
-    saved = []
-    write = checkpoint.write_arrays
-    monkeypatch.setattr(
-        checkpoint, "write_arrays", lambda *args: (saved.append(args[0]), write(*args))
-    )
-    assert main(command("m.npz", "state", "-q", "--checkpoint-seconds", "1e6")) == 0
-    assert saved == [tmp_path / "state.npz"]  # the last, which is always saved
-    assert main(command("m.npz", "state", "-q", "--checkpoint-seconds", "0")) == 0
-    assert len(saved) == 1 + 9
-
-
 @pytest.mark.parametrize("options", [["--resume"], ["--checkpoint-seconds", "5"]])
 def test_options_that_need_a_checkpoint_say_so(options, command, capsys):
     assert main(command("m.npz", None, *options)) == 2
@@ -185,35 +165,3 @@ def test_another_run_is_refused_and_the_difference_named(command, tmp_path, caps
     assert main(command("m.npz", "state", "-q", "--resume", "--iterations", "4")) == 2
     assert "pass iterations=9 or more" in capsys.readouterr().err
     assert (tmp_path / "m.npz").read_bytes() == before
-
-
-def test_a_damaged_state_is_refused(command, tmp_path, capsys):
-    assert main(command("m.npz", "state", "-q")) == 0
-    (tmp_path / "state.npz").write_bytes((tmp_path / "state.npz").read_bytes()[:-9])
-    assert main(command("m.npz", "state", "-q", "--resume")) == 2
-    assert "state.npz: truncated, corrupted" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("other", ["ratings", "validation", "output"])
-def test_the_state_overwrites_neither_data_nor_model(other, files, tmp_path, capsys):
-    data = {name: tmp_path / f"{name}.npz" for name in ("ratings", "validation", "output")}
-    for file in data.values():
-        file.write_bytes(b"precious")
-    arguments = ["fit", str(data["ratings"]), "--validation", str(data["validation"])]
-    arguments += ["-o", str(data["output"]), "--checkpoint", str(tmp_path / other)]
-    assert main(arguments) == 2
-    assert re.search(rf"--checkpoint: .*{other}\.npz would overwrite", capsys.readouterr().err)
-    assert all(file.read_bytes() == b"precious" for file in data.values())
-
-
-def test_the_state_and_a_new_model_are_two_files_however_they_are_called(files, tmp_path, capsys):
-    arguments = ["fit", str(files / "train.csv"), "-o", str(tmp_path / "m"), "--checkpoint"]
-    assert main([*arguments, f"{tmp_path}/./m.npz"]) == 2
-    assert re.search(r"--checkpoint: .*m\.npz would overwrite", capsys.readouterr().err)
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_missing_folder_is_refused_before_anything_is_read(tmp_path, capsys):
-    arguments = ["fit", "no-such-ratings.csv", "--checkpoint", str(tmp_path / "nowhere" / "s")]
-    assert main(arguments) == 2
-    assert "--checkpoint: the folder of" in capsys.readouterr().err

@@ -89,22 +89,6 @@ def test_what_a_fit_cannot_do_with_a_folder_is_said(shards, capsys, options, mes
     assert sorted(shards.rglob("*")) == before
 
 
-def test_a_model_may_lie_beside_the_folder_under_a_name_that_begins_like_it(shards):
-    beside = f"{shards}.npz"
-    assert fit(shards, beside) == 0
-    assert len(loaded(beside)["user_factors"]) == 120
-
-
-def test_a_folder_without_shards_is_refused(files, tmp_path, capsys):
-    for command in (
-        ["fit", tmp_path],
-        ["recommend", files / "explicit.npz", "--ratings", tmp_path],
-        ["evaluate", files / "explicit.npz", files / "test.csv", "--train", tmp_path],
-    ):
-        assert run(*command) == 2
-        assert re.search(r"has no manifest\.json", capsys.readouterr().err)
-
-
 @pytest.mark.parametrize("kind", ["explicit", "implicit"])
 @pytest.mark.parametrize("which", [["--users", "u7", "u100"], []])
 def test_recommendations_leave_out_what_the_folder_holds(files, shards, capsys, kind, which):
@@ -153,12 +137,6 @@ def test_row_numbers_are_the_ids_of_a_model_and_a_folder_without_any(tmp_path, c
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]
     assert printed[0].count("\n") == 1 + 40 * 30 - matrix.nnz
-
-
-def test_how_to_read_files_is_not_said_of_a_folder(files, shards, capsys):
-    command = ["recommend", files / "explicit.npz", "--ratings", shards, "--delimiter", ","]
-    assert run(*command) == 2
-    assert "--delimiter is for reading files" in capsys.readouterr().err
 
 
 def test_evaluation_leaves_out_what_the_folder_holds(files, shards, capsys):
@@ -229,16 +207,6 @@ def test_a_warm_start_from_a_file_of_ratings(files, tmp_path, capsys):
     assert found.factors == 3
 
 
-def test_the_precision_of_the_factors_is_that_of_the_former_model(files, tmp_path):
-    train = files / "train.csv"
-    assert fit(train, tmp_path / "a.npz", "--dtype", "float64", "--iterations", "1") == 0
-    assert fit(train, tmp_path / "b.npz", "--warm-start", tmp_path / "a.npz") == 0
-    assert loaded(tmp_path / "b.npz")["user_factors"].dtype == np.float64
-    options = "--warm-start", tmp_path / "a.npz", "--dtype", "float32"
-    assert fit(train, tmp_path / "c.npz", *options) == 0
-    assert loaded(tmp_path / "c.npz")["user_factors"].dtype == np.float32
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -254,8 +222,3 @@ def test_what_does_not_go_with_the_former_model_is_refused(files, capsys, option
     options = [each.format(model=model) for each in options]
     assert run("fit", files / "train.csv", "-q", "--warm-start", model, *options) == 2
     assert re.search(message, capsys.readouterr().err)
-
-
-def test_a_former_model_that_is_not_there_is_an_error(files, tmp_path, capsys):
-    assert run("fit", files / "train.csv", "--warm-start", tmp_path / "none.npz") == 2
-    assert "none.npz: No such file" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,10 +60,14 @@ def fit_on(client, model, data=DATA, **how):
     return fit(model, DaskInteractions(client, data), **how)
 
 
+interrupted = threading.Event()
+"""Set once the tests are to end, whose workers may have ended already."""
+
+
 def wait_until(condition, seconds=200):
     """Wait for something to become true."""
     until = time.monotonic() + seconds
-    while not condition():
+    while not (condition() or interrupted.is_set()):
         assert time.monotonic() < until, "waited too long"
         time.sleep(0.02)
 

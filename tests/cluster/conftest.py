@@ -1,4 +1,4 @@
-"""Clusters of one, two and four worker processes, each for all tests that want it."""
+"""A cluster for the tests of this folder, with as many workers as a test wants."""
 
 import signal
 from contextlib import ExitStack
@@ -7,7 +7,12 @@ from functools import cache
 import dask
 import pytest
 
-from cluster.common import leave_alone, local_cluster, wait_until
+from cluster.common import interrupted, leave_alone, local_cluster, wait_until
+
+
+def pytest_keyboard_interrupt():
+    """Have fixtures wait no more for workers, which Ctrl-C reaches too."""
+    interrupted.set()
 
 
 @pytest.fixture(autouse=True)
@@ -28,22 +33,17 @@ def can_be_interrupted():
     signal.signal(signal.SIGINT, former)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster_of():
-    """Yield a function that returns a client of so many workers."""
+    """Yield a function that returns a client of so many workers, which end with these tests."""
     with ExitStack() as stack:
         yield cache(lambda n_workers: stack.enter_context(local_cluster(n_workers)))
 
 
-@pytest.fixture(params=[1, 2, 4], ids="{} workers".format)
-def workers(request, cluster_of):
-    """Return a client."""
-    return cluster_of(request.param)
-
-
 @pytest.fixture
-def client(workers):
-    """Yield a client, and see afterwards that the workers hold nothing any more."""
-    yield workers
-    workers.run(leave_alone)
-    wait_until(lambda: not any(workers.has_what().values()), 10)
+def client(request, cluster_of):
+    """Yield a client of two workers, or of a module's WORKERS, which hold nothing afterwards."""
+    client = cluster_of(getattr(request.module, "WORKERS", 2))
+    yield client
+    client.run(leave_alone)
+    wait_until(lambda: not any(client.has_what().values()))

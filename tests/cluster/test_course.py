@@ -30,10 +30,7 @@ from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import BackendError, CheckpointError
 from gpu_als.train.checkpoint import Saved
 
-two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
 
-
-@two_workers
 def test_callbacks_see_the_model_as_in_one_process(client):
     def watched(data):
         seen = []
@@ -53,7 +50,6 @@ def test_callbacks_see_the_model_as_in_one_process(client):
     np.testing.assert_array_equal(model.user_factors, seen[-1][-1])
 
 
-@two_workers
 def test_stop_training_keeps_the_factors_of_its_iteration(client):
     def stop(iteration, *_):
         if iteration == 1:
@@ -64,7 +60,6 @@ def test_stop_training_keeps_the_factors_of_its_iteration(client):
     assert difference(found, fit_on(client, explicit(iterations=2))) == 0
 
 
-@two_workers
 def test_an_interrupt_keeps_the_factors_of_the_last_whole_half_sweeps(client, monkeypatch):
     """What Ctrl-C sends comes while the client waits for tasks of the second iteration."""
     data = DaskInteractions(client, DATA)
@@ -84,7 +79,6 @@ def test_an_interrupt_keeps_the_factors_of_the_last_whole_half_sweeps(client, mo
     assert difference(model, fit(implicit(iterations=1), data)) == 0
 
 
-@two_workers
 def test_errors_of_callbacks_and_of_writing_are_not_those_of_a_cluster(client, tmp_path):
     def fail(*_):
         raise OSError("the disk of the callback is full")
@@ -100,17 +94,14 @@ def test_errors_of_callbacks_and_of_writing_are_not_those_of_a_cluster(client, t
         fit_on(client, explicit(), callback=remove_folder, checkpoint=tmp_path / "f" / "s")
 
 
-@pytest.mark.parametrize("how", [{}, {"validation": HELD_OUT}], ids=["last", "best"])
-@two_workers
-def test_a_stopped_fit_goes_on_to_the_bit(client, how, tmp_path):
-    data = DaskInteractions(client, DATA)
+def test_a_stopped_fit_goes_on_to_the_bit(client, tmp_path):
+    data, how = DaskInteractions(client, DATA), {"validation": HELD_OUT}
     options = {"iterations": 5, "regularization": 0.01, "bias": False}
     whole = fit(explicit(**options), data, **how)
     file = state(tmp_path, explicit(**options), iterations=4, ratings=data, **how)
     assert_same(fit(explicit(**options), data, resume=file, **how), whole)
 
 
-@two_workers
 def test_a_fit_goes_on_wherever_the_same_data_lie(client, tmp_path):
     """In memory, on disk, on workers; in one process and on a cluster."""
     shards = ShardedMatrix.from_matrix(DATA, tmp_path / "m", shard_bytes=900)
@@ -128,7 +119,6 @@ def test_a_fit_goes_on_wherever_the_same_data_lie(client, tmp_path):
             assert found.report_.losses == pytest.approx(whole.report_.losses, 1e-10)
 
 
-@two_workers
 def test_a_state_of_other_data_is_refused(client, tmp_path):
     file = state(tmp_path, explicit(), iterations=1, ratings=DaskInteractions(client, DATA))
     other = DATA.copy()
@@ -137,7 +127,6 @@ def test_a_state_of_other_data_is_refused(client, tmp_path):
         fit_on(client, explicit(), other, resume=file)
 
 
-@two_workers
 def test_what_is_saved_holds_what_was_sent_between_workers(client, tmp_path):
     file = tmp_path / "s.npz"
     report = fit_on(client, explicit(), checkpoint=file).report_
@@ -155,16 +144,14 @@ def test_what_is_told_of_transfers_is_what_workers_fetched(client):
     client.run(forget_fetched)
     with results_stay(client):
         report = fit_on(client, implicit(factors=32, dtype=np.float64), data).report_
-    n_workers = len(client.nthreads())
-    expected = [(n * 32 * 8 * (n_workers - 1)) for n in (300, 400)]
+    expected = [n * 32 * 8 for n in (300, 400)]
     assert report.transferred == [tuple(expected)] * 2
     fetched = [size for each in client.run(fetched_blocks).values() for size in each]
-    assert len(fetched) == 2 * 2 * n_workers * (n_workers - 1)
+    assert len(fetched) == 2 * 2 * 2
     told = sum(map(sum, report.transferred))
     assert told <= sum(fetched) <= told + len(fetched) * (32 * 32 * 8 + 2000)  # a Gram, and names
 
 
-@two_workers
 def test_workers_hold_no_more_and_no_longer_where_tasks_take_long(client, monkeypatch):
     """The client looks after the cluster many times in each half-sweep, and collects no garbage."""
     monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.001)
@@ -188,7 +175,6 @@ def test_workers_hold_no_more_and_no_longer_where_tasks_take_long(client, monkey
         gc.enable()
 
 
-@two_workers
 def test_the_progress_bar_moves(client, capsys):
     fit_on(client, explicit(iterations=3), show_progress=True)
     shown = capsys.readouterr().err
@@ -196,7 +182,6 @@ def test_the_progress_bar_moves(client, capsys):
     assert "loss=" in shown
 
 
-@two_workers
 def test_large_data_are_sent_without_a_warning_and_the_setting_is_as_before(client):
     """Warnings are errors here, and Dask warns from 10 MB."""
     rng = np.random.default_rng(23)
@@ -208,7 +193,6 @@ def test_large_data_are_sent_without_a_warning_and_the_setting_is_as_before(clie
         client.submit(len, data.data).result()
 
 
-@two_workers
 def test_a_gpu_that_the_client_lacks_is_missed_before_training(client, monkeypatch):
     def none_here(*_):
         raise BackendError("no GPU")
@@ -219,14 +203,12 @@ def test_a_gpu_that_the_client_lacks_is_missed_before_training(client, monkeypat
             fit_on(client, model)
 
 
-@two_workers
 def test_a_gpu_that_workers_lack_is_missed_before_training(client, monkeypatch):
     monkeypatch.setattr(engine, "_check_client", lambda choice: None)
     with pytest.raises(BackendError, match="a worker says: "):
         fit_on(client, implicit(use_gpu=True))
 
 
-@two_workers
 def test_securing_changes_nothing(client, monkeypatch):
     """After every half-sweep, or never in so short a fit."""
     expected = fit_on(client, explicit(iterations=3), validation=HELD_OUT)

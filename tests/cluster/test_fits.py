@@ -1,13 +1,11 @@
-"""Fits on one, two and four workers find what a fit in one process does."""
+"""Fits on three workers find what a fit in one process does."""
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from checkpoint.common import assert_same
 from test_streaming import IMPLICIT, STEEP, steep_data, steep_fit
 
 from cluster.common import (
-    DATA,
     HELD_OUT,
     count_solves,
     difference,
@@ -30,10 +28,9 @@ EXPLICIT = {
 }
 CASES = {f"implicit {name}": (implicit, options) for name, options in IMPLICIT.items()}
 CASES |= {f"explicit {name}": (explicit, options) for name, options in EXPLICIT.items()}
-SOME = [case for case in CASES if case.split()[1] not in ("fractions", "unscaled", "cg")]
-EVERYWHERE = [(n, case) for n in (1, 2, 4) for case in (CASES if n == 2 else SOME)]
-EVERYWHERE += [(n, "implicit cg") for n in (1, 4)]
+IN_FLOAT64 = ["implicit cg", "explicit bias", "explicit best in the middle"]
 IN_FLOAT32 = [case for case in CASES if case.split()[1] != "best"]
+WORKERS = 3
 
 
 def in_the_middle(case):
@@ -56,23 +53,22 @@ def assert_like(found, expected, rounding):
             np.testing.assert_allclose(one, other, atol=rounding * np.abs(other).max())
 
 
-@pytest.mark.parametrize(("workers", "case"), EVERYWHERE, indirect=["workers"])
-def test_as_in_one_process(client, case):
+@pytest.mark.parametrize("case", IN_FLOAT64)
+def test_as_in_one_process_in_float64(client, case):
     make, options = CASES[case]
     options = options | {"dtype": np.float64}
     expected = fit(make(**options), **in_the_middle(case))
     found = fit_on(client, make(**options), **in_the_middle(case))
     assert_like(found, expected, 1e-10)
-    n_workers = len(client.nthreads())
-    assert found.report_.device == f"Dask: {n_workers} x CPU, 1 thread"
+    assert found.report_.device == "Dask: 3 x CPU, 1 thread"
     if case.endswith("middle"):
         assert 1 < found.report_.best_iteration < found.report_.iterations
 
 
 @pytest.mark.parametrize("case", IN_FLOAT32)
-def test_as_in_one_process_in_float32(client, case):
+def test_no_bit_differs_from_one_process_in_float32(client, case):
     make, options = CASES[case]
-    options = options | {"iterations": 6}
+    options = options | {"iterations": 4}
     found, expected = fit_on(client, make(**options)), fit(make(**options))
     assert found.user_factors.dtype == np.float32
     assert_like(found, expected, 1e-6)
@@ -85,14 +81,7 @@ def test_workers_change_no_bit_where_ridges_differ_by_row(client, ridges):
     assert difference(found, steep_fit(steep_data(), ridges)) == 0
 
 
-@pytest.mark.parametrize("case", ["implicit cg", "explicit bias"])
-def test_again_to_the_bit(client, case):
-    make, options = CASES[case]
-    data = DaskInteractions(client, DATA)
-    assert_same(fit(make(**options), data), fit(make(**options), data))
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 2)])
 def test_fewer_rows_than_workers(client, shape):
     data = sp.csr_matrix(np.arange(1.0, 1 + shape[0] * shape[1]).reshape(shape))
     for make, options in ((implicit, {}), (explicit, {"bias": False})):

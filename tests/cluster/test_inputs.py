@@ -31,9 +31,6 @@ from gpu_als.dask import DaskInteractions
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError, NotFiniteError
 
-two_workers = pytest.mark.parametrize("workers", [2], indirect=True)
-pytestmark = two_workers
-
 
 def triples(matrix=DATA, dtype=np.float64):
     entries = matrix.tocoo()
@@ -53,20 +50,15 @@ def assert_as_in_memory(found, matrix=DATA, make=explicit, **options):
     assert found.report_.entries == expected.report_.entries
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("convert", [sp.csc_matrix, sp.coo_array, np.array], ids=str)
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [(sp.csc_matrix, np.float32), (sp.coo_array, np.float64), (np.array, np.float64)],
+)
 def test_a_matrix(client, dtype, convert):
     matrix = DATA.astype(np.float64) / 3  # which float32 rounds
     source = convert(matrix.toarray())
     found = fit_on(client, explicit(dtype=dtype), source)
     assert_as_in_memory(found, matrix, dtype=dtype)
-
-
-def test_a_matrix_is_not_changed_and_keeps_nothing_of_the_fit(client):
-    matrix = DATA.copy()
-    fit_on(client, explicit(), matrix)
-    for name in ("indptr", "indices", "data"):
-        np.testing.assert_array_equal(getattr(matrix, name), getattr(DATA, name))
 
 
 def test_interactions_with_ids(client):
@@ -91,7 +83,7 @@ def test_a_folder_of_shards(client, make, tmp_path):
     assert_as_in_memory(found, make=make, dtype=np.float64)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, bool])
+@pytest.mark.parametrize("dtype", [np.float64, bool])
 def test_a_data_frame(client, dtype):
     """Its largest numbers say how many users and items there are."""
     table = triples(dtype=dtype)
@@ -150,9 +142,6 @@ def test_a_model_goes_on_from_its_factors(client):
     expected = fit(explicit(iterations=4, dtype=np.float64))
     once = fit(explicit(dtype=np.float64), data)
     assert difference(fit(once, data, warm_start=True), expected) <= 1e-10
-    expected = fit(implicit(iterations=4, dtype=np.float64))
-    once = fit(implicit(dtype=np.float64), data)
-    assert difference(fit(once, data), expected) <= 1e-10
 
 
 def test_held_out_ratings_may_be_of_any_kind_that_they_are_in_one_process(client):
@@ -169,7 +158,7 @@ def test_what_a_model_holds_stays_with_the_client(client, tmp_path):
     """Workers that look at the data first get no estimator, which may hold what has no copy."""
     shards = ShardedMatrix.from_matrix(DATA, tmp_path / "s")
     for make in (implicit, explicit):
-        model = make()
+        model = make(iterations=1)
         model.lock = threading.Lock()
         for source in (shards, frame(triples(dtype=np.float32))):
             assert np.isfinite(fit_on(client, model, source).user_factors).all()
@@ -251,8 +240,7 @@ def too_large(value=1e30):
     return matrix
 
 
-@pytest.mark.parametrize("make", [explicit, implicit])
-def test_values_too_large_for_float32_are_named_with_their_row(client, make, tmp_path):
+def test_values_too_large_for_float32_are_named_with_their_row(client, tmp_path):
     sources = (
         too_large(),
         ShardedMatrix.from_matrix(
@@ -263,7 +251,7 @@ def test_values_too_large_for_float32_are_named_with_their_row(client, make, tmp
     )
     for source in sources:
         with pytest.raises(InputError, match=r"at \(row, column\) \(41, [0-9]+\)"):
-            fit_on(client, make(), source)
+            fit_on(client, explicit(), source)
 
 
 def test_held_out_ratings_of_other_ids_are_refused(client):
@@ -303,11 +291,10 @@ def test_an_error_lets_go_of_what_workers_hold_even_while_it_is_kept(client):
     assert error.traceback
 
 
-@pytest.mark.parametrize("make", [explicit, implicit])
-def test_an_error_of_a_task_lets_go_of_what_workers_hold_even_while_it_is_kept(client, make):
+def test_an_error_of_a_task_lets_go_of_what_workers_hold_even_while_it_is_kept(client):
     fail_at_the_third = partial(operator.getitem, [None] * 3)  # there are items 1 and 2
     client.run(count_solves, fail_at_the_third, workers=[min(client.nthreads())])
     with pytest.raises(IndexError) as error:
-        fit_on(client, make(iterations=5))
+        fit_on(client, explicit(iterations=5))
     wait_until(lambda: not any(client.has_what().values()))
     assert error.traceback

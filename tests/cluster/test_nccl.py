@@ -9,7 +9,6 @@ import signal
 import tempfile
 import threading
 import warnings
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,34 +51,40 @@ MAKE = {
     "implicit cg": lambda **options: implicit(use_gpu=None, use_cg=True, **options),
     "explicit bias": lambda **options: explicit(backend="auto", **options),
 }
+VALIDATION = {"held out": HELD_OUT, "trained": DATA}
+WORKERS = 3
 
 
 @pytest.fixture(scope="module")
 def cluster_of_gpus():
-    """Yield a function that returns a client of so many workers with stand-ins for GPUs."""
-    preload = {"preload": ["cluster.stand_in"]}
-    with ExitStack() as stack:
-        yield cache(lambda number: stack.enter_context(local_cluster(number, **preload)))
+    """Yield a client of three workers with stand-ins for GPUs."""
+    with local_cluster(WORKERS, preload=["cluster.stand_in"]) as client:
+        yield client
     for folder in Path(tempfile.gettempdir()).glob(f"fake_nccl-{os.getuid()}-*"):
         shutil.rmtree(folder)
 
 
 @pytest.fixture
-def gpus(request, cluster_of_gpus):
-    """Yield a client of two workers, or of as many as a test wants, with nothing left behind."""
-    number = getattr(request, "param", 2)
-    client = cluster_of_gpus(number)
-    yield client
-    all_are_back(client, number)
-    assert not any(client.run(lambda: nccl._member is not None).values())
-    client.run(leave_alone)
-    client.run(stand_in.leave_alone)
+def gpus(cluster_of_gpus):
+    """Yield a client of workers with stand-ins for GPUs, with nothing left behind."""
+    yield cluster_of_gpus
+    all_are_back(cluster_of_gpus, WORKERS)
+    assert not any(cluster_of_gpus.run(lambda: nccl._member is not None).values())
+    cluster_of_gpus.run(leave_alone)
+    cluster_of_gpus.run(stand_in.leave_alone)
 
 
-def by_dask(client, model, data=DATA, **how):
-    """Fit with factors that go as Dask sends them."""
-    with dask.config.set({"gpu-als.nccl": False}):
-        return fit_on(client, model, data, **how)
+@pytest.fixture(scope="module")
+def by_dask(cluster_of_gpus):
+    """Return a function that fits with factors that go as Dask sends them, once in each way."""
+
+    @cache
+    def fitted(case, validation=None, **options):
+        how = {} if validation is None else {"validation": VALIDATION[validation]}
+        with dask.config.set({"gpu-als.nccl": False}):
+            return fit_on(cluster_of_gpus, MAKE[case](**options), **how)
+
+    return fitted
 
 
 def one_of(client):
@@ -97,37 +102,33 @@ def exchanged(client):
     return client.run(stand_in.broadcasts)
 
 
-@pytest.mark.parametrize("gpus", [2, 4], indirect=True)
-def test_the_same_to_the_bit_and_nothing_goes_through_hosts(gpus):
-    n_workers = len(gpus.nthreads())
+def test_the_same_to_the_bit_and_nothing_goes_through_hosts(gpus, by_dask):
     for name, make in MAKE.items():
-        expected = by_dask(gpus, make(iterations=3))
+        expected = by_dask(name)
         before = sum(exchanged(gpus).values())
         gpus.run(forget_fetched)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = fit_on(gpus, make(iterations=3))
+            found = fit_on(gpus, make())
         assert_same(found, expected)
         assert found.report_.transferred == expected.report_.transferred
-        assert found.report_.device == f"Dask: {n_workers} x stand-in"
+        assert found.report_.device == f"Dask: {WORKERS} x stand-in"
         assert found.report_.user_rows == expected.report_.user_rows
         # When they connect, and in each half-sweep, every member takes part in a broadcast of each.
-        assert sum(exchanged(gpus).values()) - before == 7 * n_workers**2, name
+        assert sum(exchanged(gpus).values()) - before == 5 * WORKERS**2, name
         assert not any(gpus.run(fetched_blocks).values())
 
 
-def test_states_outlast_half_sweeps(gpus, tmp_path):
+def test_states_outlast_half_sweeps(gpus, by_dask, tmp_path):
     """The best factors, those a callback sees, and those in a file."""
     how = {"validation": HELD_OUT}
-
-    def make():
-        return explicit(backend="auto", bias=False, regularization=0.01, iterations=4)
-
-    expected = by_dask(gpus, make(), **how)
+    options = {"bias": False, "regularization": 0.01, "iterations": 4}
+    expected = by_dask("explicit bias", "held out", **options)
     assert 1 < expected.report_.best_iteration < 4
-    found = fit_on(gpus, make(), checkpoint=tmp_path / "s.npz", **how)
+    make = MAKE["explicit bias"]
+    found = fit_on(gpus, make(**options), checkpoint=tmp_path / "s.npz", **how)
     assert_same(found, expected)
-    assert_same(fit_on(gpus, make(), resume=tmp_path / "s.npz", **how), expected)
+    assert_same(fit_on(gpus, make(**options), resume=tmp_path / "s.npz", **how), expected)
     seen = []
 
     def look(iteration, *_):
@@ -137,32 +138,27 @@ def test_states_outlast_half_sweeps(gpus, tmp_path):
 
     model = implicit(use_gpu=None, iterations=3)
     fit_on(gpus, model, callback=look)
-    shorter = by_dask(gpus, implicit(use_gpu=None, iterations=2))
+    shorter = by_dask("implicit exact")
     np.testing.assert_array_equal(seen[1], shorter.user_factors)
     assert difference(model, shorter) == 0
 
 
-@pytest.mark.parametrize(
-    ("case", "number"),
-    [("implicit exact", 1), ("explicit bias", 4), ("implicit cg", 7)],
-)
-def test_a_member_killed_in_a_half_sweep_changes_nothing(gpus, case, number, tmp_path):
-    make = MAKE[case]
-    expected = by_dask(gpus, make(iterations=4))
-    gpus.run(count_solves, DieOnce(number, tmp_path / "died"))
+def test_a_member_killed_in_a_half_sweep_changes_nothing(gpus, by_dask, tmp_path):
+    expected = by_dask("implicit cg", iterations=3)
+    gpus.run(count_solves, DieOnce(4, tmp_path / "died"))
     with pytest.warns(ClusterWarning, match="do not go by NCCL from here on.* a worker was lost"):
-        found = fit_on(gpus, make(iterations=4))
+        found = fit_on(gpus, MAKE["implicit cg"](iterations=3))
     assert (tmp_path / "died").exists()
     assert difference(found, expected) == 0
     assert found.report_.losses == expected.report_.losses
 
 
 def test_a_member_lost_between_half_sweeps_costs_those_since_factors_were_secured(
-    gpus, monkeypatch
+    gpus, by_dask, monkeypatch
 ):
     monkeypatch.setattr(engine, "_SECURE_SECONDS", 0)
     monkeypatch.setattr(engine, "_SECURE_SHARE", 1e9)
-    expected = by_dask(gpus, implicit(use_gpu=None, iterations=5))
+    expected = by_dask("implicit exact", iterations=4)
     counter = CountSolves()
     gpus.cluster.scheduler.add_plugin(counter)
 
@@ -171,15 +167,17 @@ def test_a_member_lost_between_half_sweeps_costs_those_since_factors_were_secure
             kill_one(gpus)
 
     with pytest.warns(ClusterWarning, match="a worker was lost"):
-        found = fit_on(gpus, implicit(use_gpu=None, iterations=5), callback=kill)
+        found = fit_on(gpus, implicit(use_gpu=None, iterations=4), callback=kill)
     assert difference(found, expected) == 0
     gpus.cluster.scheduler.remove_plugin(counter.name)
-    assert counter.solves == 2 * 2 * 5  # nothing is done again
+    assert counter.solves == 2 * WORKERS * 4  # nothing is done again
 
 
-def test_the_best_factors_outlast_a_member_that_is_lost_in_the_last_callback(gpus, tmp_path):
+def test_the_best_factors_outlast_a_member_that_is_lost_in_the_last_callback(
+    gpus, by_dask, tmp_path
+):
     how = {"validation": DATA}
-    expected = by_dask(gpus, explicit(backend="auto"), **how)
+    expected = by_dask("explicit bias", "trained")
     assert expected.report_.best_iteration == 2
 
     def kill(iteration, *_):
@@ -192,8 +190,8 @@ def test_the_best_factors_outlast_a_member_that_is_lost_in_the_last_callback(gpu
     assert difference(found, expected) == 0
 
 
-def test_a_member_lost_while_factors_are_fetched(gpus, monkeypatch):
-    expected = by_dask(gpus, implicit(use_gpu=None))
+def test_a_member_lost_while_factors_are_fetched(gpus, by_dask, monkeypatch):
+    expected = by_dask("implicit exact")
     fetch, killed = cluster.Cluster._fetch, []
 
     def kill_first(self, futures, needed):
@@ -209,8 +207,8 @@ def test_a_member_lost_while_factors_are_fetched(gpus, monkeypatch):
     assert difference(found, expected) == 0
 
 
-def test_a_member_that_is_paused_is_done_without(gpus, monkeypatch):
-    expected = by_dask(gpus, implicit(use_gpu=None, iterations=4))
+def test_a_member_that_is_paused_is_done_without(gpus, by_dask, monkeypatch):
+    expected = by_dask("implicit exact", iterations=4)
     monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.2)
 
     def fill(iteration, *_):
@@ -223,7 +221,9 @@ def test_a_member_that_is_paused_is_done_without(gpus, monkeypatch):
     assert difference(found, expected) == 0
 
 
-def test_an_interrupt_on_the_way_back_leaves_the_factors_from_which_it_goes(gpus, monkeypatch):
+def test_an_interrupt_on_the_way_back_leaves_the_factors_from_which_it_goes(
+    gpus, by_dask, monkeypatch
+):
     """Those that the client got last: here, the first ones."""
     solve, solved = engine.DaskSide.solve, []
 
@@ -242,13 +242,13 @@ def test_an_interrupt_on_the_way_back_leaves_the_factors_from_which_it_goes(gpus
     monkeypatch.undo()
     assert solved[2] is not None
     assert solved[3] is None
-    first = by_dask(gpus, implicit(use_gpu=None, iterations=0))
+    first = by_dask("implicit exact", iterations=0)
     assert difference(model, first) == 0
 
 
-def test_a_group_whose_client_is_gone_is_no_hindrance(gpus):
+def test_a_group_whose_client_is_gone_is_no_hindrance(gpus, by_dask):
     gpus.run(stand_in.be_a_member_of_what_is_no_more)
-    expected = by_dask(gpus, implicit(use_gpu=None))
+    expected = by_dask("implicit exact")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(fit_on(gpus, implicit(use_gpu=None)), expected)
@@ -275,8 +275,8 @@ def test_rows_are_there_before_workers_wait_for_each_other(gpus, tmp_path, monke
     assert early == [False]
 
 
-def test_an_nccl_that_does_not_begin(gpus):
-    expected = by_dask(gpus, explicit(backend="auto"))
+def test_an_nccl_that_does_not_begin(gpus, by_dask):
+    expected = by_dask("explicit bias")
     gpus.run(stand_in.cannot_begin, "no socket interface")
     with pytest.warns(ClusterWarning, match="NcclError: no socket interface"):
         found = fit_on(gpus, explicit(backend="auto"))
@@ -290,16 +290,16 @@ def test_leaving_a_lost_cluster_hides_no_error():
     cluster.Cluster(client).call_on(["tcp://127.0.0.1:1"], print)
 
 
-def test_gpus_that_nccl_does_not_connect(gpus):
-    expected = by_dask(gpus, explicit(backend="auto"))
+def test_gpus_that_nccl_does_not_connect(gpus, by_dask):
+    expected = by_dask("explicit bias")
     gpus.run(stand_in.cannot_connect, "unhandled system error", workers=one_of(gpus))
     with pytest.warns(ClusterWarning, match="NcclError: unhandled system error"):
         found = fit_on(gpus, explicit(backend="auto"))
     assert_same(found, expected)
 
 
-def test_an_error_that_nccl_sees_in_an_exchange(gpus):
-    expected = by_dask(gpus, explicit(backend="auto", iterations=4))
+def test_an_error_that_nccl_sees_in_an_exchange(gpus, by_dask):
+    expected = by_dask("explicit bias", iterations=4)
 
     def break_network(iteration, *_):
         if iteration == 1:
@@ -310,9 +310,9 @@ def test_an_error_that_nccl_sees_in_an_exchange(gpus):
     assert_same(found, expected)
 
 
-def test_an_exchange_that_never_ends(gpus, monkeypatch):
+def test_an_exchange_that_never_ends(gpus, by_dask):
     """As behind a firewall: one member waits for what the other does not send."""
-    expected = by_dask(gpus, implicit(use_gpu=None))
+    expected = by_dask("implicit exact")
     gpus.run(lambda: setattr(nccl, "_TIMEOUT_SECONDS", 0.5))
     gpus.run(stand_in.keep_silent, workers=one_of(gpus))
     with pytest.warns(ClusterWarning, match=r"not done after 0\.5 seconds"):
@@ -320,15 +320,15 @@ def test_an_exchange_that_never_ends(gpus, monkeypatch):
     assert_same(found, expected)
 
 
-def test_two_fits_at_once(gpus):
+def test_two_fits_at_once(gpus, by_dask):
     """One of them has NCCL at most, and the other does without."""
-    expected = by_dask(gpus, implicit(use_gpu=None, iterations=4))
+    expected = by_dask("implicit exact", iterations=4)
     data = DaskInteractions(gpus, DATA)
     barrier, found = threading.Barrier(2), []
 
     def run():
         model = implicit(use_gpu=None, iterations=4)
-        found.append(fit(model, data, callback=lambda *_: barrier.wait(30)))
+        found.append(fit(model, data, callback=lambda *_: barrier.wait(200)))
 
     def run_both():
         threads = [threading.Thread(target=run) for _ in range(2)]

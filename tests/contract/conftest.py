@@ -5,17 +5,9 @@ import contextlib
 import cuda_on_cpu
 import fake_cupy
 import pytest
-from threadpoolctl import threadpool_limits
 
 from contract.common import DEVICES, make, with_defaults
 from gpu_als import backends
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_blas_thread():
-    """Keep BLAS from waiting for processors: matrices are small, and ``implicit`` warns of it."""
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 @pytest.fixture(params=DEVICES)

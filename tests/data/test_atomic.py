@@ -364,7 +364,7 @@ from gpu_als.data.model_file import read_arrays
 
 path, code = os.path.join(sys.argv[1], "m.npz"), sys.argv[2]
 rng = random.Random(7)
-for _ in range(5):
+for _ in range(2):
     writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
     writer.stdout.read(1)
     for _ in range(rng.randrange(30)):  # while it goes on writing

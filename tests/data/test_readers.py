@@ -4,14 +4,12 @@ import gzip
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_als.data import text_rows, text_table
 from gpu_als.data.readers import read_interactions, read_triples
 from gpu_als.errors import InputError, ReadError
 
@@ -153,26 +151,6 @@ def test_quoted_fields_and_embedded_line_ends(write):
     assert ratings.tolist() == [4.0, 3.0, 5.0]
 
 
-@pytest.mark.parametrize("header", ["", 'user,"the\nitem",rating\n'])
-def test_line_ends_in_the_first_record(write, header):
-    path = write("r.csv", header + 'u,"i\nx",4\nv,j,2\n')
-    users, items, ratings = read_triples(path, item=1)
-    assert users.tolist() == ["u", "v"]
-    assert items.tolist() == ["i\nx", "j"]
-    assert ratings.tolist() == [4, 2]
-
-
-def test_quotes_within_the_first_fields_are_characters(write):
-    """As in any row."""
-    rows = "".join(f"u{n},i{n},3,x\n" for n in range(100))
-    for header in ('user,item,rating,size 5"\n', 'user,item,rating,"size\n5"\n', ""):
-        first = 'a,5" disc,3,x\n' if not header else 'a,b,3,x\nc,d,4,5"\n'
-        users, items, ratings = read_triples(write("r.csv", header + first + rows))
-        assert len(users) == 100 + first.count("\n")
-        assert items[0] == ("b" if header else '5" disc')
-        assert set(ratings.tolist()) <= {3, 4}
-
-
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_only_line_feeds_end_lines(write, quote):
     path = write("r.csv", f"{quote}a{quote},x\u2028y\x0bz,1\nb,w\x85,2\n")
@@ -185,30 +163,6 @@ def test_quotes_are_plain_characters_between_tabs(write):
     users, items, _ = read_triples(write("r.tsv", '1\t"weird al\t5\n2\tb\t3\n'))
     assert items.tolist() == ['"weird al', "b"]
     assert users.tolist() == [1, 2]
-
-
-@pytest.fixture
-def small_pieces(monkeypatch):
-    """Make a short file many chunks and many blocks."""
-    monkeypatch.setattr(text_table, "_CHUNK_BYTES", 16)
-    monkeypatch.setattr(text_rows, "_ROWS_AT_ONCE", 2)
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_pieces_join_up(write):
-    numbers = [(k, k * 1000, k / 4) for k in range(60)]
-    expected = [list(column) for column in zip(*numbers, strict=True)]
-    assert as_lists(read_triples(write("r.csv", "\n\n" + lines(",", numbers)))) == expected
-    # Integers first, then a string, then quotes with line ends in them.
-    text = lines(",", numbers[:20]) + "x,1,1\n" + '"two\nlines",2,2\n' + lines(",", numbers[20:])
-    users, _, ratings = read_triples(write("s.csv", text))
-    texts = [str(k) for k in range(60)]
-    assert users.tolist() == [*texts[:20], "x", "two\nlines", *texts[20:]]
-    assert ratings.tolist() == [*expected[2][:20], 1.0, 2.0, *expected[2][20:]]
-    with pytest.raises(ReadError, match=r"e\.csv:64: the rating 'bad' is not a number"):
-        read_triples(write("e.csv", text + "1,1,bad\n"))
-    with pytest.raises(ReadError, match=r"f\.csv:61: found 2 column"):
-        read_triples(write("f.csv", lines(",", numbers) + "1,1\n"))
 
 
 ID_TEXT = st.integers(-(10**20), 10**20).map(str) | st.from_regex(
@@ -225,21 +179,6 @@ def test_fast_and_slow_paths_read_what_was_written(tmp_path_factory, rows):
     assert list(map(str, users.tolist())) == [row[0] for row in rows]
     assert list(map(str, items.tolist())) == [row[1] for row in rows]
     assert ratings.tolist() == [float(row[2]) for row in rows]
-
-
-def test_agrees_with_pandas_on_a_larger_file(tmp_path):
-    rng = np.random.default_rng(81)
-    frame = pd.DataFrame(
-        {
-            "userId": rng.integers(0, 500, 20_000),
-            "movieId": rng.integers(0, 10**12, 20_000),
-            "rating": rng.random(20_000),
-        }
-    )
-    frame.to_csv(tmp_path / "r.csv", index=False)
-    triples = read_triples(tmp_path / "r.csv")
-    for ours, column in zip(triples, frame.columns, strict=True):
-        np.testing.assert_array_equal(ours, frame[column])
 
 
 @pytest.mark.parametrize(
@@ -420,12 +359,3 @@ def test_matrix_market_duplicates_and_patterns(write):
 def test_bad_matrix_market_is_refused(write, text):
     with pytest.raises(ReadError, match=r"m\.mtx: not a Matrix Market file .*; write it again"):
         read_interactions(write("m.mtx", text))
-
-
-def test_damage_inside_a_compressed_matrix_market_file_is_refused(tmp_path):
-    head = "%%MatrixMarket matrix coordinate real general\n500 500 500\n"
-    whole = gzip.compress((head + "".join(f"{n} {n} {n / 7}\n" for n in range(1, 501))).encode())
-    path = tmp_path / "m.mtx.gz"
-    path.write_bytes(whole[:12] + bytes([255] * 40) + whole[52:])
-    with pytest.raises(ReadError, match=r"m\.mtx\.gz: not a Matrix Market file .*; write it again"):
-        read_interactions(path)

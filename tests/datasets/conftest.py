@@ -8,7 +8,7 @@ import pytest
 
 from gpu_als.datasets.cache import PublishedFile
 
-WAIT = 60  # seconds after which a test that hangs fails
+WAIT = 300  # seconds after which a test that hangs fails
 
 
 class FileServer:

@@ -84,59 +84,9 @@ def test_an_empty_member_is_empty(member, pack, suffix):
     assert read(member(pack([(NAME, b"")]), suffix)) == b""
 
 
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_every_tar_format_is_read(member, format):
-    long = "é" * 40 + "/" + "x" * 80  # has an extended header in two of the formats
-    before = [special("set", type=tarfile.DIRTYPE), special(long), special("x", mtime=0.5)]
-    archive = tar_of([*((info, b"") for info in before), (NAME, CONTENT)], format)
-    assert read(member(archive, ".tar.gz")) == CONTENT
-
-
-@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
-def test_links_and_folders_of_a_tar_have_no_bytes_whatever_they_claim(member, kind):
-    before = special("another", type=kind, size=5000).tobuf()
-    archive = gzip.compress(before + gzip.decompress(tar_of([(NAME, CONTENT)])))
-    assert read(member(archive, ".tar.gz")) == CONTENT
-
-
-@BOTH
-def test_closing_the_member_closes_the_archive(member, pack, suffix):
-    with member(pack([(NAME, CONTENT)]), suffix).open() as stream:
-        inner = stream.raw._stream
-        assert not inner.closed
-    assert inner.closed
-
-
 def test_a_stored_member_is_read(member):
     archive = zip_of([(NAME, CONTENT)], compression=zipfile.ZIP_STORED)
     assert read(member(archive, ".zip")) == CONTENT
-
-
-@BOTH
-@pytest.mark.parametrize(
-    "name",
-    [
-        "./set/ratings.csv",
-        "/set/ratings.csv",
-        "../set/ratings.csv",
-        "set/../set/ratings.csv",
-        "set//ratings.csv",
-        "set\\ratings.csv",
-        "SET/ratings.csv",
-        "set/ratings.csv ",
-        "ratings.csv",
-    ],
-)
-def test_names_that_only_lead_to_the_member_do_not_count(member, pack, suffix, name):
-    with pytest.raises(ReadError, match=r"set/ratings\.csv: the archive has .* of this name"):
-        member(pack([(name, CONTENT)]), suffix).open()
-
-
-def test_a_name_that_goes_on_after_a_nul_byte_does_not_count(member):
-    longer = NAME + "?.exe"
-    archive = zip_of([(longer, CONTENT)]).replace(longer.encode(), f"{NAME}\0.exe".encode())
-    with pytest.raises(ReadError, match="has 0 files of this name"):
-        member(archive, ".zip").open()
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -219,14 +169,6 @@ def test_a_bomb_is_refused_before_memory_is_taken(member, pack, suffix):
         tracemalloc.stop()
 
 
-def test_a_tar_with_too_much_before_the_member_is_refused(member):
-    filling = [(f"{number}", bytes(300_000)) for number in range(5)]
-    archive = tar_of([*filling, (NAME, CONTENT)])
-    assert read(member(archive, ".tar.gz", largest=2_000_000)) == CONTENT
-    with pytest.raises(ReadError, match="at most 1000000 may be"):
-        member(archive, ".tar.gz", largest=1_000_000).open()
-
-
 @pytest.mark.parametrize("size", [-1, -BLOCK, 8 << 30, 1 << 62])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
 @pytest.mark.parametrize("name", [NAME, "another"])
@@ -243,24 +185,11 @@ def test_a_tar_that_ends_inside_the_member_is_damaged(member):
         stream.read()
 
 
-def test_a_tar_that_ends_before_the_member_is_damaged(member):
-    header = special("another", size=1000).tobuf()
-    with pytest.raises(ReadError, match="damaged"):
-        member(gzip.compress(header + bytes(600)), ".tar.gz").open()
-
-
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
 @pytest.mark.parametrize("content", [b"", b"PK", b"<html></html>", bytes(2000), b"\x1f\x8b\x08"])
 def test_what_is_no_archive_is_refused(member, suffix, content):
     with pytest.raises(ReadError, match=r"set/ratings\.csv: the archive"):
         read(member(content, suffix))
-
-
-def test_a_directory_that_points_before_the_archive_is_damage(member):
-    archive = bytearray(zip_of([(NAME, CONTENT)]))
-    archive[archive.index(b"PK\x05\x06") + 16] += 1  # where the directory starts
-    with pytest.raises(ReadError, match="damaged"):
-        member(bytes(archive), ".zip").open()
 
 
 @BOTH
@@ -278,8 +207,3 @@ def test_a_damaged_archive_is_refused_or_harmless(tmp_path_factory, pack, suffix
         found = read(ArchiveMember(path, NAME, 10_000))
         # The bytes of a zip member have a checksum; a tar.gz is checked as a whole beforehand.
         assert found == CONTENT[:3000] if suffix == ".zip" else len(found) <= 10_000
-
-
-def test_a_missing_archive_is_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        ArchiveMember(tmp_path / "set.zip", NAME, 10).open()

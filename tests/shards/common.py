@@ -12,7 +12,7 @@ from gpu_als.data.shards.budget import Budget
 
 SMALL = 160 << 20
 """Memory for small conversions, in bytes."""
-BY_HYPOTHESIS = settings(max_examples=60)
+BY_HYPOTHESIS = settings(max_examples=25)
 
 
 def stacked(shards):

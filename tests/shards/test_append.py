@@ -90,35 +90,6 @@ def test_matrices_grow_to_the_largest_shape(tmp_path):
     assert holds(ShardedMatrix.open(tmp_path / "m", verify=True), sp.csr_matrix(expected))
 
 
-def test_what_was_opened_before_stays_readable_until_the_next_time(tmp_path):
-    rows = [[(1, 2, 3.0)], [(1, 2, 1.0)], [(4, 2, 1.0)]]
-    paths = [write_csv(tmp_path / f"{n}.csv", part) for n, part in enumerate(rows)]
-    first = converted(paths[0], tmp_path / "m")
-    second = appended(paths[1], tmp_path / "m")
-    assert stacked(first.users).toarray().tolist() == [[3]]
-    assert stacked(second.users).toarray().tolist() == [[4]]
-    third = appended(paths[2], tmp_path / "m")
-    assert stacked(second.users).toarray().tolist() == [[4]]
-    assert stacked(third.users).toarray().tolist() == [[4], [1]]
-    with pytest.raises(
-        ReadError, match=r"0-000000\.indptr: cannot be opened .* open the folder ag"
-    ):
-        first.users[0].load()
-    versions = {name.split("-")[0] for name in os.listdir(tmp_path / "m" / "users")}
-    assert versions == {"1", "2"}
-
-
-def test_resuming_what_is_done_appends_nothing(tmp_path):
-    path = write_csv(tmp_path / "a.csv", [(1, 2, 3)])
-    converted(path, tmp_path / "m")
-    first = appended(path, tmp_path / "m", resume=True)  # not what the folder was made from
-    again = appended(path, tmp_path / "m", resume=True)
-    assert (
-        stacked(first.users).toarray().tolist() == stacked(again.users).toarray().tolist() == [[6]]
-    )
-    assert stacked(appended(path, tmp_path / "m").users).toarray().tolist() == [[9]]
-
-
 def test_a_failure_leaves_what_was_there(tmp_path):
     good = converted(write_csv(tmp_path / "a.csv", [(1, 2, 3)]), tmp_path / "m", value_type="codes")
     names = sorted(path for path in tmp_path.rglob("*") if path.suffix != ".csv")

@@ -5,7 +5,6 @@ import gzip
 import io
 import os
 import re
-import zipfile
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_als import read_interactions
-from gpu_als.data.shards import ShardedMatrix, append, convert
+from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError, ReadError
 from shards.common import BY_HYPOTHESIS, SMALL, converted, cut_small, holds, stacked
 
@@ -166,10 +165,6 @@ def as_bytes(write, *arguments, **options):
     return out.getvalue()
 
 
-def text_of(end, delimiter):
-    return "".join(f"{u}{delimiter}{i}{delimiter}{r}{end}" for u, i, r in TRIPLES.values)
-
-
 WITH_IDS = {
     "r.csv": TRIPLES.to_csv(index=False).encode(),
     "r.csv.gz": gzip.compress(TRIPLES.to_csv(index=False).encode()),
@@ -254,52 +249,6 @@ def test_checksums_of_archives_are_compared(tmp_path, name):
         converted(tmp_path / name, tmp_path / "m")
 
 
-def test_an_archive_whose_directory_hides_an_array_is_refused(tmp_path):
-    content = bytearray(WITH_IDS["r.npz"])
-    content[-12] += 1  # of the arrays that the last record counts, one is not found
-    (tmp_path / "r.npz").write_bytes(content)
-    with pytest.raises(ReadError, match=r"r\.npz: its directory is damaged"):
-        converted(tmp_path / "r.npz", tmp_path / "m")
-
-
-def test_an_array_longer_than_its_header_says_is_refused(tmp_path):
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as out:
-        for name, extra in (("user", b""), ("item", b"\0" * 8)):
-            out.writestr(f"{name}.npy", as_bytes(np.save, np.arange(3)) + extra)
-    (tmp_path / "r.npz").write_bytes(archive.getvalue())
-    with pytest.raises(ReadError, match=r"'item' claims shape \(3,\) of int64 but holds 32 bytes"):
-        converted(tmp_path / "r.npz", tmp_path / "m")
-
-
-def test_a_damaged_page_of_parquet_is_not_an_error_of_the_disk(tmp_path):
-    pytest.importorskip("pyarrow", reason="reading Parquet needs pyarrow")
-    path = tmp_path / "r.parquet"
-    frame = pd.DataFrame({"user": range(500), "item": range(500)})
-    frame.to_parquet(path, compression="gzip")
-    content = path.read_bytes()
-    path.write_bytes(content[:100] + bytes(50) + content[150:])
-    with pytest.raises(ReadError, match=r"r\.parquet: not a sound Parquet file"):
-        converted(path, tmp_path / "m", memory=SMALL + (96 << 20))
-
-
-def test_symmetric_matrix_market_files_stand_for_both_halves(tmp_path):
-    for symmetry, sign in (("symmetric", 1), ("skew-symmetric", -1)):
-        lower = sp.csr_matrix(np.array([[0, 0, 0], [1, 0, 0], [2, 5, 0]]))
-        path = tmp_path / f"{symmetry}.mtx"
-        scipy.io.mmwrite(path, lower + sign * lower.T, symmetry=symmetry)
-        expected = sp.csr_matrix(scipy.io.mmread(path)).astype(np.float32)
-        assert expected.nnz == 6
-        with cut_small():
-            assert holds(converted(path, tmp_path / symmetry), expected)
-    head = "%%MatrixMarket matrix coordinate pattern symmetric\n% a\n\n%b\n2 2 2\n"
-    (tmp_path / "p.mtx").write_text(head + "1 1\n2 1\n")
-    assert stacked(converted(tmp_path / "p.mtx", tmp_path / "p").users).toarray().tolist() == [
-        [1, 1],
-        [1, 0],
-    ]
-
-
 def test_a_matrix_without_entries_is_one(tmp_path):
     sp.save_npz(tmp_path / "m.npz", sp.csr_matrix((3, 5)))
     matrix = converted(tmp_path / "m.npz", tmp_path / "m", shard_bytes=1)
@@ -344,12 +293,6 @@ def test_columns_and_text_are_read_as_told(tmp_path):
     assert matrix.user_ids.tolist() == [1, 3]
     assert matrix.item_ids.tolist() == [2, 4]
     assert stacked(matrix.users).data.tolist() == [0.5, 1.5]
-
-
-def test_without_ratings_they_are_one(tmp_path):
-    write_csv(tmp_path / "r.csv", [(1, 2), (1, 2), (3, 4)], header=("user", "item"))
-    matrix = converted(tmp_path / "r.csv", tmp_path / "m", value_type="codes")
-    assert stacked(matrix.users).toarray().tolist() == [[2, 0], [0, 1]]
 
 
 BAD_FILES = {
@@ -484,27 +427,6 @@ def test_finished_shards_are_not_overwritten(tmp_path):
     assert ShardedMatrix.open(tmp_path / "m", verify=True).digest == digest
 
 
-def test_other_files_in_the_folder_are_left_alone(tmp_path):
-    path = write_csv(tmp_path / "a.csv", [(1, 2, 3)])
-    with pytest.raises(InputError, match=r"holds other files \(a\.csv\)"):
-        converted(path, tmp_path)
-    assert os.listdir(tmp_path) == ["a.csv"]
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError):
-        converted(path, tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_progress_is_shown_on_demand(tmp_path, capsys):
-    path = write_csv(tmp_path / "a.csv", [(1, 2, 3)])
-    convert(path, tmp_path / "m", memory=SMALL)
-    shown = capsys.readouterr().err
-    for stage in ("reading", "sorting", "writing"):
-        assert re.search(rf"{stage}: 100%", shown)
-    ShardedMatrix.open(tmp_path / "m", verify=True)
-    assert "verifying: 100%" in capsys.readouterr().err
-
-
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
 @pytest.mark.parametrize("name", ["users", "unfinished", "manifest.json"])
 def test_nothing_is_written_or_removed_where_a_link_leads(tmp_path, name):
@@ -542,22 +464,3 @@ def test_texts_that_do_not_come_back_are_refused(tmp_path, user, error, message)
     with pytest.raises(error, match=message):
         converted(path, tmp_path / "m", memory=SMALL + (96 << 20))
     assert os.listdir(tmp_path) == [path.name]
-
-
-@pytest.mark.parametrize("name", ["two words", "größe", "a\nb", 'it\'s "quoted"', "-x", "%s{}"])
-def test_a_folder_may_have_any_name(tmp_path, name):
-    path = write_csv(tmp_path / "r.csv", [(1, 2, 3)])
-    converted(path, tmp_path / name)
-    matrix = ShardedMatrix.open(tmp_path / name, verify=True)
-    assert matrix.rows([0]).toarray().tolist() == [[3]]
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1)])
-@pytest.mark.parametrize("value", [0, 2])
-def test_one_row_and_one_column_with_entries_and_without(tmp_path, shape, value):
-    source = sp.csr_matrix(np.full(shape, value, np.float32))
-    sp.save_npz(tmp_path / "m.npz", source)
-    matrix = converted(tmp_path / "m.npz", tmp_path / "m", value_type="codes", shard_bytes=1)
-    assert holds(matrix, source)
-    assert holds(append(tmp_path / "m.npz", matrix.folder, show_progress=False), 2 * source)
-    assert (matrix.rows(slice(None)) != source).nnz == 0

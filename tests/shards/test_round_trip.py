@@ -43,14 +43,6 @@ def test_any_matrix_comes_back_from_any_shards(tmp_path_factory, drawn, value_ty
     assert holds(ShardedMatrix.open(folder, verify=True), source.tocsr().astype(np.float32))
 
 
-def test_zeros_that_are_stored_stay(tmp_path):
-    source = sp.csr_matrix(([0.0, 2.0, 0.0], ([0, 1, 2], [1, 0, 0])), shape=(3, 2))
-    assert source.nnz == 3
-    for value_type in TYPES:
-        matrix = ShardedMatrix.from_matrix(source, tmp_path / value_type, value_type=value_type)
-        assert holds(matrix, source.astype(np.float32))
-
-
 def test_files_are_raw_arrays_that_anything_can_read(tmp_path):
     source = sp.csr_matrix(np.array([[0, 1.5, 0], [2, 0, 0], [0, 0, 0], [4, 5, 6]], np.float32))
     ShardedMatrix.from_matrix(source, tmp_path / "m", shard_bytes=1)
@@ -83,15 +75,6 @@ def test_shards_are_as_large_as_they_may_be(tmp_path, value_type, entry_bytes):
             assert row_bytes[shard.start : shard.stop].sum() <= limit
         for shard in shards[:-1]:
             assert row_bytes[shard.start : shard.stop + 1].sum() > limit
-
-
-def test_a_row_longer_than_a_shard_has_one_of_its_own(tmp_path):
-    dense = np.zeros((5, 40), np.float32)
-    dense[2] = 1
-    dense[[0, 4], 3] = 2
-    matrix = ShardedMatrix.from_matrix(dense, tmp_path / "m", shard_bytes=100)
-    assert [(shard.start, shard.stop) for shard in matrix.users] == [(0, 2), (2, 3), (3, 5)]
-    assert holds(matrix, sp.csr_matrix(dense))
 
 
 def is_map(array):

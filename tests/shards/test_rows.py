@@ -46,11 +46,6 @@ def test_slices_are_those_of_any_sequence(matrix, start, stop, step):
     assert same(found, SOURCE[np.arange(40)[start:stop:step]])
 
 
-def test_numbers_may_be_of_any_integer_type(matrix):
-    for numbers in (np.array([7, 3], "u1"), np.array([7, 3], ">i4"), (7, 3)):
-        assert same(matrix.rows(numbers), SOURCE[[7, 3]])
-
-
 @pytest.mark.parametrize(
     ("numbers", "error", "message"),
     [
@@ -122,20 +117,6 @@ def test_damaged_rows_are_refused_and_others_are_not(tmp_path, kind, dtype, plac
     with pytest.raises(ReadError, match=r"users.* damaged .*; convert the data again"):
         data.rows([1, 0])
     assert same(data.rows([8, 5]), full[[8, 5]])
-
-
-def test_columns_that_do_not_rise_are_refused(tmp_path):
-    data = ShardedMatrix.from_matrix(np.ones((3, 4)), tmp_path / "m")
-    overwrite(tmp_path / "m" / "users" / "0-000000.indices", "<i4", lambda columns: columns.sort())
-    with pytest.raises(ReadError, match="the columns of a row do not rise"):
-        data.rows([0])
-
-
-def test_codes_that_stand_for_nothing_are_refused(tmp_path):
-    data = ShardedMatrix.from_matrix(np.ones((3, 4)), tmp_path / "m", value_type="codes")
-    overwrite(tmp_path / "m" / "users" / "0-000000.data", "u1", lambda codes: codes.fill(9))
-    with pytest.raises(ReadError, match=r"0-000000\.indptr: this shard is damaged \(index 9"):
-        data.rows([0])
 
 
 def test_shards_are_pickled_without_their_content(tmp_path):

@@ -80,7 +80,7 @@ def calls_of(do, **more):
 
 def moments(calls, n):
     '''Return n calls to be killed at, and more where the manifest is written.'''
-    return sorted({*range(1, calls, calls // n), *range(calls - 600, calls, 60)})
+    return sorted({*range(1, calls, calls // n), *range(calls - 600, calls, 100)})
 
 def found():
     try:
@@ -108,7 +108,7 @@ clean()
 calls = calls_of(convert, value_type="codes")
 assert found() == first
 outcomes = []
-for number, at in enumerate(moments(calls, 25)):
+for number, at in enumerate(moments(calls, 9)):
     clean()
     assert not in_a_process(at, convert, value_type="codes")
     outcomes.append(found())
@@ -123,15 +123,14 @@ assert {*outcomes} == {None, first}
 
 KILLED_AGAIN_AND_AGAIN = """
 calls = calls_of(convert, value_type="codes")
-for share in (3, 5):
-    clean()
-    kills, calls_allowed = 0, calls // share
-    while not in_a_process(calls_allowed, convert, value_type="codes", resume=True):
-        assert found() in (None, first)
-        kills += 1
-        calls_allowed += 40
-    assert found() == first
-    assert kills > 1
+clean()
+kills, calls_allowed = 0, calls // 4
+while not in_a_process(calls_allowed, convert, value_type="codes", resume=True):
+    assert found() in (None, first)
+    kills += 1
+    calls_allowed += 40
+assert found() == first
+assert kills > 1
 """
 
 KILLED_APPENDING = """
@@ -143,7 +142,7 @@ shutil.copytree(folder, folder + ".base")
 calls = calls_of(append)
 assert found() == second
 outcomes = []
-for at in moments(calls, 15):
+for at in moments(calls, 6):
     clean()
     shutil.copytree(folder + ".base", folder)
     assert not in_a_process(at, append)
@@ -229,24 +228,6 @@ def test_completed_stages_are_not_done_again(
     assert len(kept) >= len(shards) - 1  # one may have been complete but not noted down yet
 
 
-def test_nothing_is_done_again_where_only_the_manifest_was_not_written(
-    ratings, whole, tmp_path, monkeypatch
-):
-    def fail(*_):
-        raise Stopped
-
-    with cut_small():
-        with monkeypatch.context() as patch:
-            patch.setattr(conversion.Manifest, "write", fail)
-            with pytest.raises(Stopped):
-                converted(ratings, tmp_path / "m", **OPTIONS)
-        for stage in ("read_input", "sort_out"):
-            stop_in(stage, monkeypatch)
-        monkeypatch.setattr(writer.SideWriter, "_finish_shard", fail)
-        matrix = converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
-    assert matrix.digest == whole[0]
-
-
 def test_what_fails_while_reading_leaves_nothing(ratings, tmp_path, monkeypatch):
     stop_in("read_input", monkeypatch)
     with pytest.raises(Stopped):
@@ -298,13 +279,6 @@ def test_other_files_do_not_go_on_with_it(ratings, tmp_path, monkeypatch):
             converted(source, tmp_path / "m", resume=True, **OPTIONS)
 
 
-def test_a_damaged_journal_is_said_to_be_one(ratings, tmp_path, monkeypatch):
-    interrupted(ratings, tmp_path / "m", monkeypatch)
-    (tmp_path / "m" / "unfinished" / "journal.json").write_text('{"stage": "build"')
-    with pytest.raises(ReadError, match=r"journal\.json: damaged .* again without resume"):
-        converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
-
-
 @pytest.mark.parametrize(
     ("stage", "pattern"),
     [("sort_out", "entries"), ("build", "users-*.run"), ("sort_out", "items.npz")],
@@ -327,14 +301,6 @@ def test_finished_files_that_were_lost_are_noticed(ratings, tmp_path, monkeypatc
     assert not (tmp_path / "m" / "manifest.json").exists()
 
 
-def test_rows_that_were_damaged_are_noticed(ratings, tmp_path, monkeypatch):
-    interrupted(ratings, tmp_path / "m", monkeypatch)
-    path = tmp_path / "m" / "unfinished" / "users.npz"
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ReadError, match=r"users\.npz: is not as it was left"):
-        converted(ratings, tmp_path / "m", resume=True, **OPTIONS)
-
-
 FULL_DISK = """
 import errno, os, resource, signal, sys
 os.fsync = lambda descriptor: None
@@ -354,7 +320,7 @@ if finished_stage == "reading":
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails instead
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 left = []
-for size in range(0, 10**6, 120):
+for size in range(0, 10**6, 400):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
     try:
         matrix = convert(ratings, folder, resume=True, **options)
