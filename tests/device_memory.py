@@ -25,8 +25,10 @@ class DeviceMemory:
     def __init__(self, monkeypatch, cupy) -> None:
         self.held = self.peak = 0
         self._owners: set[int] = set()
+        track = fake_cupy.DeviceArray.__array_finalize__
 
-        def finalize(array: np.ndarray, _: object) -> None:
+        def finalize(array: np.ndarray, other: object) -> None:
+            track(array, other)
             owner = array
             while isinstance(owner.base, np.ndarray):
                 owner = owner.base
@@ -38,7 +40,7 @@ class DeviceMemory:
                 return source
             return np.array(source, *more).view(fake_cupy.DeviceArray)  # a copy, as CuPy's is
 
-        monkeypatch.setattr(fake_cupy.DeviceArray, "__array_finalize__", finalize, raising=False)
+        monkeypatch.setattr(fake_cupy.DeviceArray, "__array_finalize__", finalize)
         monkeypatch.setattr(cupy, "asarray", asarray)
 
     def _add(self, owner: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 It lets the CuPy backend's own lines run where there is no GPU: what is moved to the device, the
 addresses handed to cuSOLVER, the status read back, the kernels with what they are launched with.
 Arrays are a NumPy subclass whose ``data.ptr`` is their address; the two cuSOLVER calls run LAPACK
-on the memory behind the addresses they get; kernels run on the CPU (cuda_on_cpu).
+on the memory behind the addresses they get; kernels run on the CPU (ptx), and may reach nothing but
+what is on the device.
 That the real CuPy has every name used is tested apart (test_cupy_backend.py).
 """
 
@@ -15,16 +16,27 @@ import importlib.machinery
 import os
 import sys
 import types
+import weakref
 from collections.abc import Iterator
 
-import cuda_on_cpu
 import fake_nccl
 import numpy as np
+import nvrtc
+import ptx
 import scipy.linalg
+
+ON_DEVICE: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
+"""What holds the memory of the device's arrays."""
 
 
 class DeviceArray(np.ndarray):
     """A NumPy array that tells its address as CuPy's do."""
+
+    def __array_finalize__(self, other):
+        whole = self
+        while isinstance(whole.base, np.ndarray):
+            whole = whole.base
+        ON_DEVICE[id(whole)] = whole
 
     @property
     def data(self):
@@ -130,17 +142,19 @@ def _cusolver(dtype: type) -> dict[str, object]:
 
 
 class RawModule:
-    """Compiles kernels with g++, where CuPy would with NVRTC."""
+    """Compiles kernels for the CPU."""
 
     def __init__(self, code: str, options: tuple[str, ...], backend: str) -> None:
         assert backend == "nvrtc"
-        self._code = code
+        self._input = code, options
 
     def compile(self) -> None:
-        """Put off: g++ compiles each function apart."""
+        self._module = ptx.Module(*self._input)
 
-    def get_function(self, name: str) -> cuda_on_cpu.Kernel:
-        return cuda_on_cpu.load(self._code, name)
+    def get_function(self, name: str) -> ptx.Kernel:
+        kernel = self._module.get_function(name)
+        kernel.arrays = ON_DEVICE
+        return kernel
 
 
 class Stream:
@@ -204,7 +218,7 @@ def _modules() -> dict[str, types.ModuleType]:
     cupy.cuda.Stream = Stream
     cupy.cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     cupy.cuda.get_current_stream = Stream
-    cupy.cuda.compiler = types.SimpleNamespace(CompileException=cuda_on_cpu.CudaOnCpuError)
+    cupy.cuda.compiler = types.SimpleNamespace(CompileException=nvrtc.CompileError)
     cupy.RawModule = RawModule
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.cuda.alloc_pinned_memory = bytearray

@@ -5,14 +5,12 @@ the kernels without objectives or frames in between. Every row is solved from it
 the coordinates that the kernels write, where no columns are scaled.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from types import SimpleNamespace
 
-import cuda_on_cpu
 import numpy as np
+import ptx
 import pytest
 from helpers import nonnegative_minimiser, ragged_rows
 
@@ -24,16 +22,14 @@ from gpu_als.backends.cupy.launch import (
     plan_half_sweep,
     stride_of,
 )
-from gpu_als.backends.cupy.nvrtc import source_of
+from gpu_als.backends.cupy.nvrtc import OPTIONS, source_of
 from gpu_als.backends.cupy.row_kernels import DescribedSweep, RowKernels
 from gpu_als.core.cg import DenseSystem, conjugate_gradient
 from gpu_als.core.packing import pack_rows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative, Solver
 from gpu_als.core.stats import RESIDUAL_LIMIT
 
-NEEDS_COMPILER = pytest.mark.skipif(
-    not cuda_on_cpu.have_compiler(), reason="kernels are compiled by g++, which is not here"
-)
+NEEDS_MACHINE = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 EPSILON = float(np.finfo(np.float32).eps)
 LIMIT = RESIDUAL_LIMIT[np.dtype(np.float32)]
 H100 = DeviceLimits(90, 232448, 233472)
@@ -41,7 +37,6 @@ N_FIXED = 700
 EXACT = Cholesky()
 ROUNDINGS = 5
 """How many times its condition number times the precision a solution may be off."""
-FUNCTIONS = {"split": ("split_gram", "split_solve", "split_check", "split_finish")}
 EVERYTHING = "root b0 offset scaled squared repeats"
 """Options that exact solves of rows without negative weights can have together."""
 
@@ -104,38 +99,21 @@ class Case:
         )
         return packing.order, plan.launches
 
-    def specialisations(self):
-        """Return what has to be compiled: file, function, macros, patch."""
-        return [
-            (launch.kernel, function, launch.macros, self.patch)
-            for launch in self.plan()[1]
-            for function in FUNCTIONS.get(launch.kernel, (launch.kernel,))
-        ]
-
 
 def cases(*described):
     """Run a test for each of some cases."""
     return pytest.mark.parametrize("case", described, ids=str)
 
 
-def compile_all(cases, *, count=False):
-    """Compile the kernels of some cases, several at a time."""
-    specialisations = dict.fromkeys(spec for case in cases for spec in case.specialisations())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for specialisation in specialisations:
-            pool.submit(
-                load, *specialisation, count=count
-            )  # whoever needs one that fails hears of it then
-
-
-def load(file, function, macros, patch=(), *, count=False):
-    """Compile one kernel; unless patched or counting, it is the one that the backend compiles."""
+@cache
+def compiled(file, macros, patch):
+    """Compile a file of kernels; unless patched, as the backend compiles it."""
     source = source_of(file)
     for old, new in patch:
         assert source.count(old) == 1
         source = source.replace(old, new)
     defines = "".join(f"#define {name} {value}\n" for name, value in macros)
-    return cuda_on_cpu.load(defines + source, function, count=count)
+    return ptx.Module(defines + source, OPTIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,14 +288,14 @@ def draw(case):
 
 @dataclass(frozen=True)
 class Result:
-    """What the kernels wrote, and, in counting mode, what each of them did to memory."""
+    """What the kernels wrote, and what each of them did to memory."""
 
     problem: Problem
     z: np.ndarray
     residual: np.ndarray
     bound: np.ndarray
     objective: np.ndarray
-    counts: dict[str, cuda_on_cpu.Counts] = field(default_factory=dict, repr=False)
+    counts: dict[str, ptx.Counts] = field(default_factory=dict, repr=False)
 
     @property
     def solved(self):
@@ -366,16 +344,14 @@ class Kernels:
 
     patch: tuple[tuple[str, str], ...]
     order: str
-    counted: dict[str, np.ndarray] | None
+    arrays: dict[str, np.ndarray]
     used: dict = field(default_factory=dict)
 
     def get(self, file, macros, function):
         key = function, macros
         if key not in self.used:
-            kernel = load(file, function, macros, self.patch, count=self.counted is not None)
-            kernel.order = self.order
-            for name, array in (self.counted or {}).items():
-                kernel.count_range(name, array)
+            kernel = compiled(file, macros, self.patch).get_function(function)
+            kernel.order, kernel.arrays = self.order, self.arrays
             self.used[key] = kernel
         return self.used[key]
 
@@ -390,7 +366,6 @@ def run(
     launches=None,
     *,
     order="forward",
-    count=False,
     most_shares=1 << 20,
     residual_limit=LIMIT,
 ):
@@ -402,9 +377,7 @@ def run(
     launches : list of (Launch, int array), optional
         With the rows of each; those of the plan by default.
     order : str
-        Of the threads, see :class:`cuda_on_cpu.Kernel`.
-    count : bool
-        Count, and look for races.
+        Of the threads, see :class:`ptx.Kernel`.
     most_shares : int
         Most segments of split rows at a time.
     residual_limit : float
@@ -426,8 +399,8 @@ def run(
     record["steps"] = getattr(case.solver, "steps", 0)
     record["free_columns"] = getattr(case.solver, "free_columns", 0)
 
-    counted = {name: array for name, array in arrays.items() if array is not None}
-    kernels = Kernels(case.patch, order, counted if count else None)
+    given = {name: array for name, array in arrays.items() if array is not None}
+    kernels = Kernels(case.patch, order, given)
     xp = SimpleNamespace(empty=poisoned, asarray=np.asarray)
     for launch, rows in launches:
         places = np.ascontiguousarray(rows, np.int64)

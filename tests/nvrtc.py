@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import importlib.util
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from kept import kept
 
 from gpu_als.backends.cupy.launch import SEGMENT, DeviceLimits, Launch, plan_half_sweep
 from gpu_als.backends.cupy.nvrtc import OPTIONS, Macros, define, source_of
@@ -115,21 +114,31 @@ def compile_for(
 
     By the newest NVRTC, unless a version is given.
     """
-    version = version or newest()
-    options = [*options, *CUPY_OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
-    key = hashlib.sha256("\0".join([source, *options, str(version)]).encode()).hexdigest()
-    kept = Path(tempfile.gettempdir()) / f"nvrtc_logs-{os.getuid()}" / key[:32]
-    if not kept.exists():
-        log = _compile(source, options, version)
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        unfinished = kept.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(log)
-        unfinished.rename(kept)
-    return _read(kept.read_text())
+    return _read(
+        _kept(source, [*options, f"-arch=sm_{architecture}", "--ptxas-options=-v"], version)[1]
+    )
 
 
-def _compile(source: str, options: Sequence[str], version: Version | None) -> str:
-    """Return the compiler's log."""
+def ptx_for(
+    source: str, options: Sequence[str], architecture: int, version: Version | None = None
+) -> str:
+    """Return the PTX for a source, as :func:`compile_for` does what it takes of a device."""
+    return _kept(source, [*options, f"-arch=compute_{architecture}"], version)[0]
+
+
+def _kept(source: str, options: Sequence[str], version: Version | None) -> tuple[str, str]:
+    """Return the PTX and the log of a compilation."""
+    version, options = version or newest(), [*options, *CUPY_OPTIONS]
+
+    def make(file: Path) -> None:
+        file.write_text("\0".join(_compile(source, options, version)))
+
+    ptx, log = kept([source, *options, str(version)], make).read_text().split("\0")
+    return ptx, log
+
+
+def _compile(source: str, options: Sequence[str], version: Version | None) -> tuple[str, str]:
+    """Return the PTX and the compiler's log."""
     nvrtc = _library(version)
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
@@ -139,11 +148,14 @@ def _compile(source: str, options: Sequence[str], version: Version | None) -> st
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
+        nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+        ptx = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetPTX(program, ptx)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     if failed:
         raise CompileError(log.value.decode())
-    return log.value.decode()
+    return ptx.value.decode(), log.value.decode()
 
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")

@@ -10,9 +10,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import cuda_on_cpu
 import fake_cupy
 import numpy as np
+import ptx
 import pytest
 import scipy.sparse as sp
 
@@ -53,8 +53,8 @@ needs_gpu = [
 def cupy_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Make get_backend("cupy") work: over the stand-in, or on the GPU."""
     where, fused = request.param
-    if where == "stand-in" and not cuda_on_cpu.have_compiler():
-        pytest.skip("no g++ to compile kernels for the CPU")
+    if where == "stand-in" and ptx.missing():
+        pytest.skip(ptx.missing())
     with fake_cupy.installed() if where == "stand-in" else contextlib.nullcontext():
         from gpu_als.backends.cupy.backend import CupyBackend
 

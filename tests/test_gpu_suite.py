@@ -14,7 +14,6 @@ import types
 from itertools import count
 from pathlib import Path
 
-import cuda_on_cpu
 import fake_cupy
 import gpu_floor
 import gpu_peer
@@ -24,14 +23,13 @@ import gpu_task
 import gpu_tools
 import gpu_traced
 import numpy as np
+import ptx
 import pytest
 from gpu_floor import Ceilings
 from gpu_shapes import SHAPES, Shape
 from test_cupy_backend import name_exists, names_used
 
-needs_compiler = pytest.mark.skipif(
-    not cuda_on_cpu.have_compiler(), reason="no g++ to compile kernels for the CPU"
-)
+needs_machine = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 
 
 class Event:
@@ -162,7 +160,7 @@ def test_tf32_is_asked_for_and_put_back(cupy):
     assert found == Ceilings(2 * 64 / 1e-3, 2 * 8**3 / 1e-3, 2 * 8**3 / 1e-3)
 
 
-@needs_compiler
+@needs_machine
 def test_a_result_that_changes_fails_its_check(bench, monkeypatch):
     task = gpu_task.Task(bench, bench.matrix("ml20m"), "implicit", 8)
     assert gpu_task.judged(task.check())["ok"]
@@ -180,7 +178,7 @@ def test_a_result_that_changes_fails_its_check(bench, monkeypatch):
 # The sections
 
 
-@needs_compiler
+@needs_machine
 def test_both_calls_run_without_a_gpu(tiny, tmp_path, monkeypatch, capsys):
     test = tmp_path / "test_one.py"
     test.write_text(
@@ -219,7 +217,7 @@ def test_both_calls_run_without_a_gpu(tiny, tmp_path, monkeypatch, capsys):
     assert "ok" not in rounded
 
 
-@needs_compiler
+@needs_machine
 def test_launches_alone_cover_the_half_sweep(bench):
     rows = list(gpu_sections.kernels(bench))
     matrix = bench.matrix("ml20m")
@@ -236,7 +234,7 @@ def test_launches_alone_cover_the_half_sweep(bench):
         assert whole["ms"] == 1
 
 
-@needs_compiler
+@needs_machine
 def test_fits_are_streamed_and_held_against_the_plan(bench, monkeypatch):
     backend, pool = bench.backend(), bench.xp.get_default_memory_pool()
     ahead, parts = backend.load_ahead, []
@@ -261,7 +259,7 @@ def test_fits_are_streamed_and_held_against_the_plan(bench, monkeypatch):
     assert (resident["ok"], streamed["ok"]) == (True, False)
 
 
-@needs_compiler
+@needs_machine
 def test_what_other_programs_look_at_runs(bench):
     gpu_traced.largest(bench)
     gpu_traced.small(bench)

@@ -1,4 +1,4 @@
-"""The row-solver kernels, compiled for the CPU, against solutions in float64.
+"""The row-solver kernels, run on the CPU as NVRTC compiles them, against solutions in float64.
 
 Every specialisation that a plan for an H100 can pick for exact rows without negative weights is
 run, the others at some sizes. What the backend makes of them is at the end.
@@ -6,19 +6,18 @@ run, the others at some sizes. What the backend makes of them is at the end.
 
 from dataclasses import replace
 
-import cuda_on_cpu
 import fake_cupy
 import numpy as np
+import ptx
 import pytest
 from helpers import CASES, make_case, random_ratings
 from kernel_cases import (
     EVERYTHING,
     LIMIT,
-    NEEDS_COMPILER,
+    NEEDS_MACHINE,
     Case,
     cases,
     check,
-    compile_all,
     draw,
     run,
 )
@@ -35,17 +34,7 @@ from gpu_als.core.objectives import Explicit, row_problem
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Cholesky, ConjugateGradient, NonNegative
 
-pytestmark = NEEDS_COMPILER
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kernels(request):
-    """Compile what the chosen tests launch, several at a time; one by one it takes long."""
-    chosen = [item for item in request.session.items if item.module is request.module]
-    values = [
-        v for item in chosen if hasattr(item, "callspec") for v in item.callspec.params.values()
-    ]
-    compile_all(value for value in values if isinstance(value, Case))
+pytestmark = NEEDS_MACHINE
 
 
 @pytest.fixture(autouse=True)
@@ -239,7 +228,9 @@ def test_long_rows_on_tensor_cores_are_as_exact_as_in_float32(case):
 
 
 SOLVED = "solve_back<THREADS>(lhs, v.z, v.scratch);"
-SPOILT = SOLVED + "if (threadIdx.x % 2) v.z[threadIdx.x % SIZE] *= 1.05f; __syncthreads();"
+SPOILT = SOLVED + (
+    "if (threadIdx.x % 2 && threadIdx.x < SIZE) v.z[threadIdx.x] *= 1.05f; __syncthreads();"
+)
 SOLVED_DUAL = "    // z = b0 / shift + W^T u, and the predictions"
 SPOILT_WARP = "if (lane % 2 && lane < N) y[lane] *= 1.05f; __syncwarp();\n" + SOLVED_DUAL
 SPOILT_BLOCK = "if (tid % 2 && tid < SIZE) u[tid] *= 1.05f; __syncthreads();\n" + SOLVED_DUAL
@@ -402,10 +393,10 @@ def test_layout():
         for i, name in enumerate(HALF_SWEEP.names)
     )
     source = source_of("dual_warp") + (
-        'extern "C" __global__ void layout(Global<int64> out) {\n'
+        'extern "C" __global__ void layout(int64* out) {\n'
         f"{offsets}out[{2 * len(HALF_SWEEP.names)}] = sizeof(HalfSweep);\n}}\n"
     )
-    kernel = cuda_on_cpu.load(source, "layout", {"TILES": 1, "WARPS": 1})
+    kernel = ptx.load(source, "layout", {"TILES": 1, "WARPS": 1})
     out = np.zeros(2 * len(HALF_SWEEP.names) + 1, np.int64)
     kernel((1,), (1,), (out,))
     fields = [HALF_SWEEP.fields[name] for name in HALF_SWEEP.names]

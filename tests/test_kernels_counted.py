@@ -1,20 +1,16 @@
-"""What the row-solver kernels do to memory: global traffic, bank conflicts, races.
-
-Counting kernels look for races in shared memory as they go, and raise at the first.
-"""
+"""What the row-solver kernels do to memory: global traffic and bank conflicts."""
 
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 
-import numpy as np
-import pytest
-from kernel_cases import EVERYTHING, NEEDS_COMPILER, Case, cases, check, compile_all, draw, run
+from kernel_cases import EVERYTHING, NEEDS_MACHINE, Case, cases, check, draw, run
 
 from gpu_als.core.solvers import ConjugateGradient, NonNegative
 
-pytestmark = NEEDS_COMPILER
+pytestmark = NEEDS_MACHINE
 
 STEEP = {"ridge": 1e-3, "spectrum": 1e-2}  # so ill-conditioned that solutions are refined
 SHORT = (Case(64, (3, 8), EVERYTHING), Case(64, (30, 32), EVERYTHING))
@@ -38,21 +34,18 @@ REFINED = tuple(
 EXACT = (*SHORT, *RESIDENT, CHUNKED, *PRIMAL, TENSOR, HALF, SPLIT, *REFINED)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels():
-    """Compile all kernels at the start, several at a time."""
-    compile_all((*EXACT, STEPS, BOUNDED), count=True)
-
-
-@cases(*EXACT, STEPS, BOUNDED)
-def test_no_thread_races_another(case):
-    check(run(draw(case), count=True))
+@cache
+def counts_of(case):
+    """Run a case; return what each function did to memory."""
+    result = run(draw(case))
+    if case.ridge:
+        check(result)
+    return result.counts
 
 
 def traffic(case):
     """Run a case; return, by function, how often its rows of factors and of z went by."""
     problem = draw(case)
-    counts = run(problem, count=True).counts
     entries, row = len(problem.arrays["indices"]), problem.arrays["z"][0].nbytes
     fixed = problem.arrays["fixed"][0].nbytes
     return {
@@ -60,7 +53,7 @@ def traffic(case):
             one.reads["fixed"].bytes / (entries * fixed),
             one.writes["z"].bytes / (len(case.lengths) * row),
         )
-        for function, one in counts.items()
+        for function, one in counts_of(case).items()
     }
 
 
@@ -93,7 +86,7 @@ def test_split_rows_are_read_twice(case):
 @cases(*SHORT, *RESIDENT, CHUNKED)
 def test_dual_kernels_read_every_entry_once(case):
     problem = draw(case)
-    (counts,) = run(problem, count=True).counts.values()
+    (counts,) = counts_of(case).values()
     for name in ("indices", "root", "tau", "offset"):
         assert counts.reads[name].bytes == 4 * len(problem.arrays["indices"])
 
@@ -114,50 +107,49 @@ def source_line(where):
 
 
 def lost(counts):
-    """Return the wavefronts lost to bank conflicts, by line of the source.
+    """Return the wavefronts lost to bank conflicts, by bytes of a lane and line of the source.
 
     16 bytes for each lane of a warp go in four quarters, 8 bytes in two halves, and these lose
     nothing as long as each is free of conflicts.
     """
     found = Counter()
-    for site in counts.worst_sites(1000):
-        line = source_line(site.where)
-        parts = 4 if re.search("load4|store4", line) else 2 if "load2" in line else 1
-        needed = max(site.counts.ideal, parts * site.counts.accesses)
-        found[line] += max(0, site.counts.wavefronts - needed)
+    for site in counts.conflicting():
+        needed = max(site.counts.ideal, site.width // 4 * site.counts.accesses)
+        found[site.width, source_line(site.where)] += max(0, site.counts.wavefronts - needed)
     return +found
 
 
-# Reads and writes of vectors, elimination of columns, and what tensor cores are fed with.
-HOT = re.compile(r"load[24]\(|store4\(|column\[|split_tf32\(")
+def is_hot(width, line):
+    """Tell vectors, elimination of columns, and what tensor cores are fed with."""
+    return width > 8 or re.search(r"load[24]\(|column\[|split_tf32\(", line)
 
 
 @cases(*EXACT, STEPS, BOUNDED)
 def test_hot_places_are_free_of_bank_conflicts(case):
-    for counts in run(draw(case), count=True).counts.values():
-        assert [line for line in lost(counts) if HOT.search(line)] == []
+    for counts in counts_of(case).values():
+        assert [place for place in lost(counts) if is_hot(*place)] == []
 
 
 @cases(*EXACT)
 def test_bank_conflicts_cost_little(case):
     """Where a panel is updated and a Gram stored, two lanes may meet at a bank."""
-    for function, counts in run(draw(case), count=True).counts.items():
-        share = sum(lost(counts).values()) / counts.shared.wavefronts
-        assert share <= (0 if function == "dual_warp" else 0.05)
+    for function, counts in counts_of(case).items():
+        share = lost(counts).total() / counts.shared.wavefronts
+        assert share <= (0 if function == "dual_warp" else 0.06)
 
 
 def test_warps_of_short_rows_lose_nothing():
     """Beyond even what vectors need: their loads reach all banks at once."""
     gram = re.compile(r"left\[a\] = load4|right = load4")
     for case in (*SHORT, RESIDENT[0], PRIMAL[0]):
-        (counts,) = run(draw(case), count=True).counts.values()
-        assert counts.shared.wavefronts > 0
-        assert not any(gram.search(source_line(s.where)) for s in counts.worst_sites(1000))
+        (counts,) = counts_of(case).values()
+        assert any(gram.search(source_line(site.where)) for site in counts.sites)
+        assert not any(gram.search(source_line(site.where)) for site in counts.conflicting())
 
 
 def test_counting_sees_conflicts():
     """Rows of W whose length is a multiple of eight would share banks."""
     patch = (("const int ld = stride % 8 == 4 ? stride : stride + 4;", "const int ld = stride;"),)
-    (counts,) = run(draw(replace(SHORT[1], patch=patch)), count=True).counts.values()
-    assert sum(lost(counts).values()) > 0.2 * counts.shared.wavefronts
-    assert np.any([HOT.search(line) for line in lost(counts)])
+    (counts,) = counts_of(replace(SHORT[1], patch=patch)).values()
+    assert lost(counts).total() > 0.2 * counts.shared.wavefronts
+    assert any(is_hot(*place) for place in lost(counts))

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_on_cpu
 import fake_cupy
 import fit_memory
 import numpy as np
+import ptx
 import pytest
 from device_memory import DeviceMemory
 
@@ -110,8 +110,8 @@ BLOCK = 128
 @pytest.fixture
 def stand_in(monkeypatch):
     """Return the backend of a stand-in for a GPU, whose kernels take all rows."""
-    if not cuda_on_cpu.have_compiler():
-        pytest.skip("no g++ to compile kernels for the CPU")
+    if ptx.missing():
+        pytest.skip(ptx.missing())
     with fake_cupy.installed():
         from gpu_als.backends.cupy import arrays as multiply
         from gpu_als.backends.cupy import backend

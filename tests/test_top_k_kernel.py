@@ -10,8 +10,8 @@ import itertools
 import re
 from pathlib import Path
 
-import cuda_on_cpu
 import numpy as np
+import ptx
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -33,7 +33,7 @@ from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.ranking.top_k import top_k
 
 KERNEL = Path(module.__file__).parent / "kernels" / "top_k.cu"
-on_cpu = pytest.mark.skipif(not cuda_on_cpu.have_compiler(), reason="needs g++")
+on_cpu = pytest.mark.skipif(ptx.missing() is not None, reason=str(ptx.missing()))
 
 LOWEST = float(np.finfo(np.float32).min)
 WARPS = [(8, 1), (1, 2)]
@@ -52,19 +52,19 @@ LIMITS = {
 
 
 @functools.cache
-def compiled(function, user_warps, item_warps, count):
+def compiled(function, user_warps, item_warps):
     macros = {"USER_WARPS": user_warps, "ITEM_WARPS": item_warps, "BLOCKS": 1}
-    return cuda_on_cpu.load(source_of("top_k"), function, macros, count=count)
+    return ptx.load(source_of("top_k"), function, macros)
 
 
-def get_kernel(file, function, macros, *, count=False):
+def get_kernel(file, function, macros):
     """Return a kernel; of what does not depend on the shape of blocks, one for all of them."""
     assert file == "top_k"
     macros = dict(macros)
     assert macros.pop("BLOCKS") >= 1
     if function == "top_k_merge":
         macros = {"USER_WARPS": 8, "ITEM_WARPS": 1}
-    return compiled(function, macros["USER_WARPS"], macros["ITEM_WARPS"], count)
+    return compiled(function, macros["USER_WARPS"], macros["ITEM_WARPS"])
 
 
 def make_plan(n_users, n_items, n_factors, n_best, warps, items_per_split=None):
@@ -103,10 +103,10 @@ def full_sort(scores, n_best, likes=None, nobody=None):
     return ids, np.take_along_axis(scores, ids, axis=1)
 
 
-def run(users, items, plan, likes=None, nobody=None, kernels=get_kernel):
+def run(users, items, plan, likes=None, nobody=None):
     return run_top_k(
         np,
-        kernels,
+        get_kernel,
         plan,
         padded(np, users),
         padded(np, items),
@@ -392,9 +392,10 @@ def test_the_last_of_two_billion():
     def from_row(array, row):
         return np.uint64(array.ctypes.data - row * array[0].nbytes)
 
-    kernel = cuda_on_cpu.load(
+    kernel = ptx.load(
         source_of("top_k") + FAR, "far", {"USER_WARPS": 4, "ITEM_WARPS": 1, "BLOCKS": 1}
     )
+    kernel.arrays = {"users": users, "items": items, "lists": lists, "indptr": indptr}
     plan = make_plan(n_users, n_items, 4, 8, (4, 1))
     kernel.launch(
         (1,),
@@ -420,17 +421,17 @@ def test_items_are_read_once_for_a_tile_of_users():
     n_users = 16 * warps[0] + 1
     users, items = whole_numbers(n_users, 300, 20)
     plan = make_plan(n_users, 300, 20, 10, warps, 256)
-    counting = functools.partial(get_kernel, count=True)
-    scan = counting("top_k", "top_k_scan", plan.macros)
-    scan.count_range("items", items)
-    run(users, items, plan, kernels=counting)
-    assert scan.counts.reads["items"].bytes == plan.grid[0] * items.nbytes
-    # Of shared memory, only the merges meet conflicts: where they look depends on the scores.
+    scan = get_kernel("top_k", "top_k_scan", plan.macros)
+    run(users, items, plan)
+    assert scan.counts.reads["argument 1"].bytes == plan.grid[0] * items.nbytes
+    # Of shared memory, only the merges meet conflicts: where they look depends on the scores. And
+    # what NVRTC 13.5 splits into scalars: a warp's lanes are four words apart in each.
     lines = KERNEL.read_text("utf-8").splitlines()
-    for site in scan.counts.worst_sites(100):
+    for site in scan.counts.conflicting():
         name, _, number = site.where.partition(":")
         assert name == KERNEL.name
-        assert re.search(r"(keys|pending)\[", lines[int(number) - 1])
+        line = lines[int(number) - 1]
+        assert re.search(r"(keys|pending)\[", line) or (site.width == 4 and "store4" in line)
 
 
 # Plans

@@ -2,8 +2,8 @@
 
 import contextlib
 
-import cuda_on_cpu
 import fake_cupy
+import ptx
 import pytest
 
 from contract.common import DEVICES, make, with_defaults
@@ -14,8 +14,8 @@ from gpu_als import backends
 def use_gpu(request, monkeypatch):
     """Return the parameter ``use_gpu``, and make a GPU of the stand-in where it is asked for."""
     where = request.param
-    if where == "stand-in" and not cuda_on_cpu.have_compiler():
-        pytest.skip("no g++ to compile kernels for the CPU")
+    if where == "stand-in" and ptx.missing():
+        pytest.skip(ptx.missing())
     with fake_cupy.installed() if where == "stand-in" else contextlib.nullcontext():
         if where == "stand-in":
             from gpu_als.backends.cupy.backend import CupyBackend

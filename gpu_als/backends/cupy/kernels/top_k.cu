@@ -132,6 +132,7 @@ __device__ __forceinline__ void absorb(Global<Key> best, int n_best, Shared<Key>
         int next = __shfl_down_sync(kFullWarp, above, 1);
         if (lane == 31) next = after;
         after = __shfl_sync(kFullWarp, above, 0);
+        __syncwarp();  // all have read: shuffles do not order memory
         if (place < n_best) {
             if (above > 0 && place + above < n_best) best[place + above] = key;
 #pragma unroll 1
