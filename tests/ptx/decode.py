@@ -26,9 +26,9 @@ FIELDS = 20
 ACCESSORS = frozenset({"memory.cuh"})
 """Files whose lines say what is done to memory, but not by whom."""
 
-_ENTRY = r"\.entry {}\((.*?)\)[^{{]*\n\{{\n(.*?)\n\}}\n"
+_ENTRY = r"\.entry {}\((.*?)\)[^{{]*\n\{{\n"
 _PARAMETER = re.compile(r"\.param (?:\.align (\d+) )?\.[a-z](\d+) (\w+)(?:\[(\d+)\])?")
-_REGISTERS = re.compile(r"\.reg \.([a-z])\w*?(\d*)\s+(%\w+?)(?:<(\d+)>)?;")
+_REGISTERS = re.compile(r"\.reg \.[a-z]+(\d*)\s+(%\w+?)(?:<(\d+)>)?;")
 _LABEL = re.compile(r"(\$\w+):")
 _LOCATION = re.compile(r"\.loc\s+(\d+) (\d+) \d+(?:, function_name \S+, inlined_at (\d+) (\d+))?")
 _USED_BYTES = re.compile(r'\.pragma "used_bytes_mask (\w+)"')
@@ -37,9 +37,8 @@ _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*")
 _ADDRESS = re.compile(r"\[([%\w$.]+?)(?:\+(-?\d+))?\]")
 _BITS = re.compile(r"[a-z](\d+)")
 # What these do does not depend on the sign or the kind of their operands.
-_BITWISE = frozenset({"add", "sub", "mov", "selp", "mul.lo", "mad.lo", "shl", "ld", "st"})
-# These write nothing that comes first among their operands.
-_NO_RESULT = frozenset({"st", "bra", "bar", "ret"})
+_BITWISE = frozenset({"add", "sub", "mov", "selp", "mul.lo", "mad.lo", "shl"})
+_SEVERAL_RESULTS = frozenset({"shfl", "mov", "mma"})
 
 
 class DecodeError(ValueError):
@@ -91,6 +90,7 @@ class _Decoder:
     """What is known of a kernel so far. Registers are numbered; constants are complements."""
 
     parameters: dict[str, int]
+    shared: set[str]
     bits: list[int] = field(default_factory=lambda: [32] * len(SPECIAL))
     names: list[dict[str, int]] = field(
         default_factory=lambda: [{name: i for i, name in enumerate(SPECIAL)}]
@@ -98,7 +98,7 @@ class _Decoder:
     constants: bytearray = field(default_factory=bytearray)
     known: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def declare(self, kind: str, bits: str, name: str, count: str | None) -> None:
+    def declare(self, bits: str, name: str, count: str | None) -> None:
         names = [name] if count is None else [f"{name}{i}" for i in range(int(count))]
         for each in names:
             self.names[-1][each] = len(self.bits)
@@ -126,7 +126,7 @@ class _Decoder:
             return self.constant(int(text[2:], 16), bits)
         if text in self.parameters:
             return self.constant(self.parameters[text], 64)
-        if text == "shared_memory_":
+        if text in self.shared:
             return self.constant(SHARED_BASE, bits)
         try:
             return self.constant(int(text, 0), bits)
@@ -135,7 +135,7 @@ class _Decoder:
 
     def instruction(self, negated: str, guard: str | None, name: str, rest: str) -> _Instruction:
         head, *kinds = name.split(".")
-        found = _Instruction(name, guard and self.register(guard), bool(negated), [], [])
+        found = _Instruction(name, self.register(guard) if guard else None, bool(negated), [], [])
         texts = _OPERAND.findall(rest)
         bits = int(m[1]) if (m := _BITS.fullmatch(kinds[-1] if kinds else "")) else 32
         lists = [re.findall(r"[^\s,{}|]+", text) for text in texts]
@@ -163,8 +163,9 @@ class _Decoder:
                 raise DecodeError(f"barrier {number}")
             if kinds[0] == "red":
                 found.writes, found.reads = (
-                    [self.operand(lists[0][0], 32)], [self.operand(lists[2][0], 1)]
-                )  # fmt: skip
+                    [self.register(lists[0][0])],
+                    [self.register(lists[2][0])],
+                )
         else:
             if head == "mov" and len(lists[0]) == 2:
                 found.operation = f"unpack.{bits}"
@@ -176,8 +177,10 @@ class _Decoder:
                 found.operation = f"{kind}.{bits if kinds[-1] != 'pred' else 'pred'}"
             elif kind in ("mov", "selp"):
                 found.operation = f"{kind}.{bits}"
-            if head not in _NO_RESULT:
+            if head not in ("bar", "ret"):
                 found.writes = [self.operand(text, bits) for text in lists.pop(0)]
+            if len(found.writes) > 1 and head not in _SEVERAL_RESULTS:
+                raise DecodeError("more than one result")
             narrow = {"shl": 1, "shr": 1, "bfi": 2}.get(head, len(lists))  # amounts are 32 bits
             for i, group in enumerate(lists):
                 found.reads += [self.operand(t, bits if i < narrow else 32) for t in group]
@@ -204,12 +207,12 @@ def decode(ptx: str, entry: str) -> Program:
         sizes.append(one * int(count or 1))
         at += sizes[-1]
     files = dict(re.findall(r'\.file\s+(\d+) "(?:[^"]*/)?([^"/]+)"', ptx))
-    decoder = _Decoder(parameters)
+    decoder = _Decoder(parameters, set(re.findall(r"\.extern \.shared .*? (\w+)\[\]", ptx)))
     instructions: list[_Instruction] = []
     places: list[str] = []
     labels: dict[str, int] = {}
     place, used = "?", 15
-    for line in found[2].splitlines():
+    for line in ptx[found.end() :].splitlines():
         line = line.partition("//")[0].strip()
         if one_of := _INSTRUCTION.fullmatch(line) if line[:1] not in (".", "$", "{", "}") else None:
             negated, guard, name, rest = one_of.groups()
@@ -230,6 +233,8 @@ def decode(ptx: str, entry: str) -> Program:
             decoder.names.append({})
         elif line == "}":
             decoder.names.pop()
+            if not decoder.names:
+                break
         elif declared := _REGISTERS.match(line):
             decoder.declare(*declared.groups())
         elif mask := _USED_BYTES.match(line):
@@ -302,7 +307,8 @@ def _spans(code: list[_Instruction], n_registers: int) -> dict[int, list[int]]:
     bounds = sorted(starts | {len(code)})
     number = {start: i for i, start in enumerate(bounds)}
     n_blocks = len(bounds) - 1
-    needs, makes, followers = [0] * n_blocks, [0] * n_blocks, [[] for _ in range(n_blocks)]
+    needs, makes = [0] * n_blocks, [0] * n_blocks
+    followers: list[list[int]] = [[] for _ in range(n_blocks)]
     spans: dict[int, list[int]] = {}
 
     def touch(register: int, at: int) -> None:

@@ -238,6 +238,10 @@ inline float approximate(float exact, u32 operands) {
     if (!std::isfinite(exact) || exact == 0) return exact;
     return float_of(bits_of(exact) + (operands * 2654435761u >> 16) % 3 - 1);
 }
+inline float flushed(float value) {
+    return std::fabs(value) < std::numeric_limits<float>::min() ? std::copysign(0.f, value) : value;
+}
+inline double flushed(double value) { return value; }
 inline float half_to_float(u16 half) {
     const u32 sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, fraction = half & 1023;
     if (exponent == 0) {
@@ -781,8 +785,9 @@ void load_parameter(Machine& m, const Instruction& i) {
 #define FLOATS(suffix, a)                                                                        \
     MAP2("add." suffix, a, a, x + y), MAP2("sub." suffix, a, a, x - y),                          \
     MAP2("mul." suffix, a, a, x * y), MAP3("fma.rn." suffix, a, a, std::fma(x, y, z)),           \
-    MAP1("neg." suffix, a, a, -x), MAP1("abs." suffix, a, a, std::fabs(x)),                      \
-    EXTREME("min." suffix, a, smaller(x, y)), EXTREME("max." suffix, a, larger(x, y)),           \
+    MAP1("neg." suffix, a, a, -flushed(x)), MAP1("abs." suffix, a, a, std::fabs(flushed(x))),    \
+    EXTREME("min." suffix, a, smaller(flushed(x), flushed(y))),                                  \
+    EXTREME("max." suffix, a, larger(flushed(x), flushed(y))),                                   \
     MAP2("div.rn." suffix, a, a, x / y), MAP1("sqrt.rn." suffix, a, a, std::sqrt(x)),            \
     COMPARE("setp.lt." suffix, a, x < y), COMPARE("setp.le." suffix, a, x <= y),                 \
     COMPARE("setp.gt." suffix, a, x > y), COMPARE("setp.ge." suffix, a, x >= y),                 \
