@@ -7,7 +7,9 @@ run, the others at some sizes. What the backend makes of them is at the end.
 from dataclasses import replace
 
 import fake_cupy
+import kernel_cases
 import numpy as np
+import nvrtc
 import ptx
 import pytest
 from helpers import CASES, make_case, random_ratings
@@ -89,6 +91,28 @@ OTHERS = SIGNED + HALF + STEPS + BOUNDED + TENSOR + SPLIT
 
 @cases(*EVERY_WIDTH, *ALL_LENGTHS, *OTHERS)
 def test_solutions(case):
+    check(run(draw(case)))
+
+
+@pytest.mark.parametrize("version", ["oldest", "13.0"])
+@cases(
+    Case(12, (7, 300), EVERYTHING),
+    Case(40, (36,), "half"),
+    Case(50, (300,), "root tensor"),
+    STEPS[0],
+    BOUNDED[0],
+    SPLIT[0],
+)
+def test_older_compilers(case, version, monkeypatch):
+    """The newest is used everywhere else. They make other code, down to how memory is addressed."""
+    versions = {".".join(map(str, found)): found for found in nvrtc.versions()}
+    if version not in versions and version != "oldest":
+        pytest.skip(f"needs NVRTC {version} in a folder of GPU_ALS_NVRTC")
+    chosen = versions.get(version, min(versions.values()))
+    if chosen == nvrtc.newest():
+        pytest.skip("needs the package nvidia-cuda-nvrtc-cu12")
+    monkeypatch.setattr(nvrtc, "newest", lambda: chosen)
+    monkeypatch.setattr(kernel_cases, "compiled", kernel_cases.compiled.__wrapped__)
     check(run(draw(case)))
 
 

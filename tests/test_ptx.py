@@ -201,7 +201,7 @@ def test_indices(order):
     ("body", "forward", "reverse"),
     [
         ("p[threadIdx.x / 64] = threadIdx.x;", "thread (1, 0, 0),", "thread (113, 0, 0),"),
-        ("if (threadIdx.x % 32 < 1) p[0] = threadIdx.x;", "thread (32, 0, 0),", "thread (64, 0, 0),"),
+        ("if (threadIdx.x % 32 < 1) p[0] = threadIdx.x;", "thread (32, 0, 0)", "thread (64, 0, 0)"),
         ("if (threadIdx.x == 0) out[0] = blockIdx.x + 1;", "block (1, 0, 0),", "block (2, 0, 0),"),
     ],
     ids=["lanes", "warps", "blocks"],

@@ -17,6 +17,8 @@ import numpy as np
 LANES = 32
 UNIT = 4 * LANES
 """Bytes of a register of up to 32 bits, for all lanes of a warp; of 64 bits it takes twice that."""
+WIDE_ADDRESS = 16
+"""Added to the words used where an address in shared memory comes as 64 bits."""
 SHARED_BASE = 1024
 """The address of dynamic shared memory."""
 SPECIAL = tuple(f"%{name}.{axis}" for name in ("tid", "ctaid", "ntid", "nctaid") for axis in "xyz")
@@ -145,7 +147,9 @@ class _Decoder:
             address, values = (texts[1], lists[0]) if head == "ld" else (texts[0], lists[1])
             base, offset = _ADDRESS.fullmatch(address).groups()  # type: ignore[union-attr]
             space = kinds[0]
-            wide = 32 if space == "shared" else 64
+            found.reads = [self.operand(base, 32 if space == "shared" else 64)]
+            if found.reads[0] >= 0 and self.bits[found.reads[0]] == 64:
+                found.used += WIDE_ADDRESS
             found.operation = ".".join(
                 [head, space, *(k for k in kinds[1:-1] if k[0] != "v" and k != "nc"), str(bits)]
             )
@@ -154,8 +158,7 @@ class _Decoder:
             held = {bits} | {self.bits[one] for one in registers if one >= 0}
             if len(held) > 1:  # the register is wider, and its type says how to fill it
                 found.operation += f".as.{kinds[-1][0]}{max(held)}"
-            found.reads = [self.operand(base, wide), *(registers if head == "st" else [])]
-            found.writes = registers if head == "ld" else []
+            (found.writes if head == "ld" else found.reads).extend(registers)
         elif head == "bar" and kinds[0] != "warp":
             # The barrier has a number, of which only 0 is used.
             number = lists[-2] if kinds[0] == "red" else lists[0]
@@ -211,7 +214,7 @@ def decode(ptx: str, entry: str) -> Program:
     instructions: list[_Instruction] = []
     places: list[str] = []
     labels: dict[str, int] = {}
-    place, used = "?", 15
+    place, used = "?", WIDE_ADDRESS | 15
     for line in ptx[found.end() :].splitlines():
         line = line.partition("//")[0].strip()
         if one_of := _INSTRUCTION.fullmatch(line) if line[:1] not in (".", "$", "{", "}") else None:
@@ -220,7 +223,8 @@ def decode(ptx: str, entry: str) -> Program:
                 instructions.append(decoder.instruction(negated, guard, name, rest))
             except (DecodeError, AttributeError, IndexError) as error:
                 raise DecodeError(f"{line} ({place}): {error}") from error
-            instructions[-1].used, used = used, 15
+            instructions[-1].used &= used
+            used = WIDE_ADDRESS | 15
             places.append(place)
         elif at_line := _LOCATION.match(line):
             file, number, outer_file, outer_number = at_line.groups()
@@ -239,7 +243,7 @@ def decode(ptx: str, entry: str) -> Program:
             decoder.declare(*declared.groups())
         elif mask := _USED_BYTES.match(line):
             bytes_used = int(mask[1], 0)
-            used = sum(1 << i for i in range(4) if bytes_used >> 4 * i & 15)
+            used = WIDE_ADDRESS | sum(1 << i for i in range(4) if bytes_used >> 4 * i & 15)
         elif line and not line.startswith(".pragma"):
             raise DecodeError(line)
     for each in instructions:

@@ -35,7 +35,7 @@ constexpr int LANES = 32;
 constexpr u32 SHARED_BASE = 1024;  // as in decode.py
 constexpr u32 UNWRITTEN = 0x7ff5a5a5u;  // a NaN, as float and as double
 constexpr u64 UNWRITTEN_TWICE = u64(UNWRITTEN) << 32 | UNWRITTEN;
-constexpr int UNIT = 4 * LANES;
+constexpr s32 WIDE_ADDRESS = 16;  // as in decode.py
 
 // The same as in kernel.py and decode.py.
 
@@ -561,21 +561,28 @@ void count_global(Machine& m, const u64* addresses, u32 bytes, bool writes) {
         sectors[i].second->sectors += i == 0 || sectors[i].first != sectors[i - 1].first;
 }
 
-// Where the lanes reach, all of it checked; lanes that take no part reach where the first one does.
-// Returns the host's memory behind the first address.
+// Lanes that take no part reach where the first one does.
+template <class Register, class Address>
+inline void add_offset(const Machine& m, const Instruction& i, s32 operand, Address* out) {
+    const Register* from = m.reg<Register>(operand);
+    const Register offset = Register(s64(i.immediate)), some = from[m.first_lane()];
+    const u32 running = m.running;
+    for (int lane = 0; lane < LANES; ++lane)
+        out[lane] = Address((running >> lane & 1 ? from[lane] : some) + offset);
+}
+
+// Where the lanes reach, all of it checked.
 template <bool is_global, class Address>
 void addresses_of(Machine& m, const Instruction& i, s32 operand, u32 bytes, Address* out) {
-    const Address* from = m.reg<Address>(operand);
-    const Address offset = Address(s64(i.immediate));
-    const int some = m.first_lane();
-    const u32 running = m.running;
+    if (is_global || i.used & WIDE_ADDRESS)
+        add_offset<u64>(m, i, operand, out);
+    else
+        add_offset<u32>(m, i, operand, out);
     Address low = ~Address(0), high = 0, all = 0;
     for (int lane = 0; lane < LANES; ++lane) {
-        const Address at = (running >> lane & 1 ? from[lane] : from[some]) + offset;
-        out[lane] = at;
-        low = std::min(low, at);
-        high = std::max(high, at);
-        all |= at;
+        low = std::min(low, out[lane]);
+        high = std::max(high, out[lane]);
+        all |= out[lane];
     }
     auto fail_lane = [&](auto bad, const char* what) {
         for (int lane = 0; lane < LANES; ++lane)

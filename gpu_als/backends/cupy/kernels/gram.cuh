@@ -120,7 +120,6 @@ struct FloatGram {
 };
 
 #ifdef TENSOR_CORES
-#ifndef GPU_ALS_ON_CPU
 // c += a b on one warp: a (16, 8), b (8, 8), c (16, 8), laid out over lanes as PTX has it for
 // mma.m16n8k8.
 __device__ __forceinline__ void mma_tf32_16x8x8(float (&c)[4], const unsigned (&a)[4],
@@ -131,7 +130,6 @@ __device__ __forceinline__ void mma_tf32_16x8x8(float (&c)[4], const unsigned (&
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-#endif
 
 // value = high + low. `high` is rounded to TF32's 10 bits of fraction by hand, since there is no
 // instruction for it; of `low` tensor cores ignore what is too much.

@@ -42,16 +42,14 @@ __device__ __forceinline__ float no_number() {
 
 #ifdef STORED_HALF
 using Stored = unsigned short;
-#else
-using Stored = float;
-#endif
 
-#if defined(STORED_HALF) && !defined(GPU_ALS_ON_CPU)
 __device__ __forceinline__ float half_to_float(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
 }
+#else
+using Stored = float;
 #endif
 
 __device__ __forceinline__ float4 operator*(float4 a, float s) {

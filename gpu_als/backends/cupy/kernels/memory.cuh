@@ -1,14 +1,11 @@
 // Memory as the kernels see it.
 //
-// `Global<T>` and `Shared<T>` are plain pointers on a GPU. The names mark what a pointer points
-// to, and let an execution model on the CPU put checked, counting pointers in their place
-// (tests/cuda_on_cpu). Scalars are reached as p[i]; four neighbours at once by load4 and
-// store4, two by load2, aligned to the size of what they are together.
+// The names `Global<T>` and `Shared<T>` mark what a pointer points to. Scalars are reached as p[i];
+// four neighbours at once by load4 and store4, two by load2, aligned to the size of what they are
+// together.
 #pragma once
 
 using int64 = long long;
-
-#ifndef GPU_ALS_ON_CPU
 
 template <class T>
 using Global = T*;
@@ -52,5 +49,3 @@ __device__ __forceinline__ T* shared_as(float* p) {
 #define SHARED_MEMORY(name)                       \
     extern __shared__ float4 shared_memory_[];    \
     Shared<float> name = reinterpret_cast<float*>(shared_memory_)
-
-#endif
