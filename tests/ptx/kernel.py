@@ -127,14 +127,15 @@ class _Launch(ctypes.Structure):
 def _machine() -> ctypes.CDLL:
     """Compile the machine, unless that has been done before, and load it."""
     source, version = HERE / "machine.cpp", subprocess.check_output(["g++", "--version"], text=True)
+    files = [file.read_text("utf-8") for file in sorted((source, *HERE.glob("*.h")))]
 
     def compile_it(library: Path) -> None:
-        command = ["g++", *_FLAGS, "-x", "c++", str(source), "-o", str(library)]
+        command = ["g++", *_FLAGS, str(source), "-o", str(library)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise MachineError(f"{' '.join(command)} failed:\n{done.stderr}")
 
-    parts = (source.read_text("utf-8"), version, platform.node(), *_FLAGS)
+    parts = (*files, version, platform.node(), *_FLAGS)
     return ctypes.CDLL(str(kept(parts, compile_it)))
 
 
