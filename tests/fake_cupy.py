@@ -25,8 +25,16 @@ import nvrtc
 import ptx
 import scipy.linalg
 
-ON_DEVICE: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
-"""What holds the memory of the device's arrays."""
+
+class Memory(weakref.WeakValueDictionary):
+    """What holds the memory of the device's arrays, which threads make and drop at any time."""
+
+    def copy(self) -> dict[int, np.ndarray]:
+        arrays = (reference() for reference in self.valuerefs())
+        return {id(array): array for array in arrays if array is not None}
+
+
+ON_DEVICE = Memory()
 
 
 class DeviceArray(np.ndarray):

@@ -196,7 +196,7 @@ class Kernel:
         Percent of a multiprocessor's memory; of no effect here.
     order : str
         The order in which threads run: "forward", "reverse" or "shuffle:SEED".
-    arrays : mapping to arrays
+    arrays : dict of arrays
         Global memory by name, besides the arguments: all that the kernel may reach.
     """
 
@@ -205,7 +205,7 @@ class Kernel:
     def __init__(self, name: str, program: decode.Program) -> None:
         self.name = name
         self.order = "forward"
-        self.arrays: Mapping[Any, np.ndarray] = {}
+        self.arrays: dict[Any, np.ndarray] = {}
         self._counted: tuple[list[Any], np.ndarray, np.ndarray] | None = None
         self._max_shared = DEFAULT_SHARED_BYTES
         self._program = program
@@ -253,12 +253,7 @@ class Kernel:
         if math.prod(block) > MAX_THREADS:
             raise MachineError(f"{self.name}: {tuple(block)} threads are more than {MAX_THREADS}")
         program = self._program
-        arrays = dict(self.arrays)
-        arrays |= {f"argument {n}": a for n, a in enumerate(args) if _is_pointer(a)}
-        ranges = np.zeros((len(arrays), 8), np.int64)
-        for row, array in zip(ranges, arrays.values(), strict=True):
-            begin = array.__array_interface__["data"][0]
-            row[:2] = begin, begin + array.nbytes
+        names, ranges = self._ranges(args)
         sites = np.zeros((len(program.code), 3), np.int64)
         parameters = np.frombuffer(self._parameters(args), np.uint8)
         constants = np.frombuffer(program.constants, np.uint8)
@@ -273,7 +268,7 @@ class Kernel:
             seed=int(seed or 1), grid=_three(grid), block=_three(block), order=_ORDERS[order],
         )  # fmt: skip
         failed = _machine().machine_run(ctypes.byref(launch))
-        self._counted = list(arrays), ranges, sites
+        self._counted = names, ranges, sites
         if failed:
             message = re.sub(
                 r"#(\d+)", lambda found: program.places[int(found[1])], error.value.decode()
@@ -281,6 +276,16 @@ class Kernel:
             raise MachineError(f"kernel {self.name}, {message}")
 
     __call__ = launch
+
+    def _ranges(self, args: Sequence[Any]) -> tuple[list[Any], np.ndarray]:
+        """Return the names of all arrays, and where each begins and ends, with room for counts."""
+        arrays = self.arrays.copy()
+        arrays |= {f"argument {n}": a for n, a in enumerate(args) if _is_pointer(a)}
+        ranges = np.zeros((len(arrays), 8), np.int64)
+        for row, array in zip(ranges, arrays.values(), strict=True):
+            begin = array.__array_interface__["data"][0]
+            row[:2] = begin, begin + array.nbytes
+        return list(arrays), ranges
 
     def _parameters(self, args: Sequence[Any]) -> bytes:
         values = [_argument(value) for value in args]
