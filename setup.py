@@ -1,4 +1,4 @@
-"""The compiled rows of the CPU; all else about the package is in pyproject.toml.
+"""The compiled library of the CPU; all else about the package is in pyproject.toml.
 
 They are plain shared libraries that ctypes loads: a wheel serves every version of Python. Where no
 compiler is at hand, or it cannot build one, the package installs without them.
@@ -55,7 +55,7 @@ setup(
     ext_modules=[
         Extension(
             f"gpu_als.backends.native.rows_{variant}",
-            [SOURCES + name for name in ("rows.cpp", "sides.cpp", "systems.cpp")],
+            [SOURCES + name for name in ("rows.cpp", "sides.cpp", "systems.cpp", "top_k.cpp")],
             depends=[SOURCES + name for name in ("dense.h", "lanes.h", "threads.h")],
             extra_compile_args=FLAGS + flags,
             extra_link_args=["-pthread"],

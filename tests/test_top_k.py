@@ -1,6 +1,7 @@
 """The best items against a full sort. Whole numbers, so that every product is exact."""
 
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,11 +9,14 @@ import scipy.sparse as sp
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gpu_als.backends.native import top_k as native
+from gpu_als.backends.native.library import variants
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.ranking import scan as tiles
 from gpu_als.ranking.top_k import Filters, lowest_score, top_k
 
 BACKEND = NumpyBackend(2)
+GENERAL = NumpyBackend(2, fused=False)
 
 
 def full_sort(users, items, n_best, liked=None, filter_items=None):
@@ -45,22 +49,27 @@ def likes(n_users, n_items, density, seed):
 
 
 def check(users, items, n_best, **filters):
-    ids, scores = top_k(BACKEND, users, items, n_best, **filters)
+    """Hold the general path and every variant of the compiled code to the full sort."""
     expected_ids, expected = full_sort(users, items, n_best, **filters)
-    assert ids.dtype == np.int32
-    assert scores.dtype == users.dtype
-    np.testing.assert_array_equal(ids, expected_ids)
-    np.testing.assert_array_equal(scores, expected)
+    results = [top_k(GENERAL, users, items, n_best, **filters)]
+    for library in variants().values():
+        with mock.patch.object(native, "library", return_value=library):
+            results.append(top_k(BACKEND, users, items, n_best, **filters))
+    for ids, scores in results:
+        assert ids.dtype == np.int32
+        assert scores.dtype == users.dtype
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_array_equal(scores, expected)
 
 
 def cut_small(patch, tile_elements, most_users=480):
     """Cut scores so small that a few hundred items need many tiles."""
     patch.setattr(tiles, "_TILE_ELEMENTS", tile_elements)
     patch.setattr(tiles, "_MOST_USERS", most_users)
-    patch.setattr(tiles, "_FEWEST_USERS", min(most_users, 3))
 
 
 SIZES = [1, 2, 63, 64, 65, 128, 700, 3000]
+COMPILED = pytest.mark.skipif(not variants(), reason="no C++ compiler built the library")
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f4", "f8"])
 
 
@@ -251,20 +260,100 @@ def test_nan_hides_no_item_beside_it():
     np.testing.assert_array_equal(scores[0], [3, 2, 1, *[lowest_score(np.float32)] * 2])
 
 
-def test_scores_are_inner_products():
-    """Real numbers: full precision, and each user's list the same as when asked for alone."""
-    rng = np.random.default_rng(67)
-    users = rng.standard_normal((20, 40)).astype(np.float32)
-    items = rng.standard_normal((900, 40)).astype(np.float32)
-    ids, scores = top_k(BACKEND, users, items, 15)
-    exact = users.astype(np.float64) @ items.astype(np.float64).T
-    np.testing.assert_allclose(
-        scores, np.take_along_axis(exact, ids.astype(int), axis=1), rtol=1e-6, atol=2e-6
+def normal(n_users, n_items, k, seed, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((n, k)).astype(dtype) for n in (n_users, n_items)]
+
+
+@settings(max_examples=60)
+@given(
+    n_users=st.integers(1, 40),
+    n_items=st.integers(1, 400),
+    k=st.integers(1, 70),
+    n_best=st.integers(1, 400),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    density=st.sampled_from([0, 0.1, 0.9]),
+    seed=st.integers(0, 2**32),
+)
+@example(20, 900, 40, 15, np.float32, 0, 67)
+def test_lists_are_as_good_as_rounding_allows(n_users, n_items, k, n_best, dtype, density, seed):
+    """Real numbers: each score against its product in long double, and the list against all."""
+    users, items = normal(n_users, n_items, k, seed, dtype)
+    n_best = min(n_best, n_items)
+    liked = likes(n_users, n_items, density, seed + 1)
+    exact = users.astype(np.longdouble) @ items.T.astype(np.longdouble)
+    error = k * np.finfo(dtype).eps * (np.abs(users) @ np.abs(items.T))
+    exact[liked.toarray()] = lowest_score(dtype)
+    for backend in (GENERAL, BACKEND):
+        ids, scores = top_k(backend, users, items, n_best, liked=liked)
+        off = np.abs(scores - np.take_along_axis(exact, ids.astype(int), axis=1))
+        assert (off <= np.take_along_axis(error, ids.astype(int), axis=1)).all()
+        assert (np.diff(scores, axis=1) <= 0).all()
+        best = -np.sort(-exact, axis=1)[:, :n_best]
+        assert (np.abs(scores - best) <= error.max()).all()
+        assert all(len(set(row)) == n_best for row in ids.tolist())
+
+
+@COMPILED
+@DTYPES
+@pytest.mark.parametrize("k", [1, 7, 16, 37, 64])
+def test_a_score_depends_on_the_two_rows_alone(k, dtype):
+    """The same bits for users alone, other items beside, other threads, other vectors."""
+    users, items = normal(37, 333, k, 81, dtype)
+    ids, scores = top_k(BACKEND, users, items, 333)
+    table = np.take_along_axis(scores, np.argsort(ids, axis=1), axis=1)
+    for library in variants().values():
+        if library is variants()["generic"]:
+            continue  # without fused products
+        with mock.patch.object(native, "library", return_value=library):
+            for some in (slice(5, 6), slice(0, 3), slice(20, 37), slice(0, 37)):
+                for part in (slice(0, 333), slice(1, 2), slice(7, 300)):
+                    for threads in (1, 3):
+                        backend = NumpyBackend(threads)
+                        found, values = top_k(backend, users[some], items[part], 1)
+                        expected = table[some, part]
+                        np.testing.assert_array_equal(values[:, 0], expected.max(axis=1))
+                        np.testing.assert_array_equal(found[:, 0], expected.argmax(axis=1))
+
+
+@COMPILED
+@pytest.mark.parametrize("n_users", [1, 5])
+def test_threads_that_share_the_items_agree(n_users):
+    """Few users and 13 million products; equal scores on either side of each cut."""
+    users, items = whole_numbers(n_users, 100_000 // n_users, 128, 82, largest=1)
+    liked = likes(n_users, len(items), 0.01, 83)
+    alone = top_k(NumpyBackend(1), users, items, 3000, liked=liked)
+    for threads in (2, 3):
+        for found, expected in zip(
+            top_k(NumpyBackend(threads), users, items, 3000, liked=liked), alone, strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+    expected = full_sort(users, items, 3000, liked=liked)
+    np.testing.assert_array_equal(alone[0], expected[0])
+
+
+@COMPILED
+def test_likes_stored_twice_or_with_wide_numbers_are_filtered():
+    users, items = whole_numbers(30, 700, 5, 84)
+    liked = likes(30, 700, 0.3, 85)
+    expected = top_k(BACKEND, users, items, 500, liked=liked)
+    twice = sp.csr_matrix(
+        (np.ones(2 * liked.nnz), np.repeat(liked.indices, 2), 2 * liked.indptr), shape=liked.shape
     )
-    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :15], rtol=1e-6, atol=2e-6)
-    for u in range(20):
-        alone, _ = top_k(BACKEND, users[u : u + 1], items, 15)
-        np.testing.assert_array_equal(alone[0], ids[u])
+    wide = liked.copy()
+    wide.indices, wide.indptr = liked.indices.astype(np.int64), liked.indptr.astype(np.int64)
+    for other in (twice, wide):
+        found = top_k(BACKEND, users, items, 500, liked=other)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+@COMPILED
+def test_factors_of_two_types_take_the_general_path():
+    users, items = normal(3, 50, 8, 86)
+    ids, scores = top_k(BACKEND, users, items.astype(np.float64), 5)
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(ids, top_k(BACKEND, users, items, 5)[0])
 
 
 def test_users_in_many_blocks_and_threads():
@@ -279,7 +368,7 @@ def test_no_users():
 
 
 def peak_megabytes(*arguments, **filters):
-    backend = NumpyBackend(1)
+    backend = NumpyBackend(1, fused=False)
     tracemalloc.start()
     try:
         top_k(backend, *arguments, **filters)
@@ -312,16 +401,3 @@ def test_filters_take_memory_for_each_like_and_none_for_each_score():
     )
     users, items = whole_numbers(n_users, n_items, 1, 77)
     assert peak_megabytes(users, items, 10, liked=liked) < 32
-
-
-@settings(max_examples=100)
-@given(n_users=st.integers(1, 10**7), n_items=st.integers(1, 10**8), n_best=st.integers(1, 10**5))
-def test_tiles_are_bounded_and_whole(n_users, n_items, n_best):
-    n_best = min(n_best, n_items)
-    height = tiles.block_height(n_users, n_items, n_best)
-    assert 1 <= height <= 480
-    width, length, fold, group = tiles.cut(min(height, n_users), n_items, n_best)
-    assert width % (length * group) == 0
-    assert length % fold == 0
-    assert width // (length * group) >= n_best  # what a floor needs
-    assert min(height, n_users) * width <= 2 * max(3 << 18, 4 * n_best)

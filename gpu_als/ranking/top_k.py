@@ -1,8 +1,8 @@
 """The N best items for many users, in bounded memory and without sorting the catalogue.
 
-On a GPU kernels do it where they can. Everywhere else users come in blocks, one for each thread
-at a time, and :mod:`gpu_als.ranking.scan` takes each over all items. A user alone is simpler:
-:mod:`gpu_als.ranking.scan`.
+Compiled code does it where it can: kernels on a GPU, a library on the CPU. Everywhere else users
+come in blocks, one for each thread at a time, and :mod:`gpu_als.ranking.scan` takes each over all
+items.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gpu_als.core.linalg import row_dots
 from gpu_als.core.problem import Array
 from gpu_als.data.csr import check_index_array
 from gpu_als.errors import InputError
-from gpu_als.ranking.scan import block_height, scan, scan_one
+from gpu_als.ranking.scan import block_height, scan
 
 __all__ = ["Filters", "check_pairs", "lowest_score", "pair_scores", "top_k"]
 
@@ -64,19 +64,12 @@ def top_k(
             return fused
         everywhere = None if filter_items is None else np.unique(filter_items)
         filters = Filters(liked, everywhere)
-        if len(users) == 1:
-            found, values = _rank_one(backend, users[0], items, n_best, filters, 0)
-            return found[None].astype(np.int32), values[None]
         ids = np.empty((len(users), n_best), np.int32)
         scores = np.empty((len(users), n_best), users.dtype)
         height = block_height(len(users), len(items), n_best)
 
         def rank(start: int) -> None:
             stop = min(start + height, len(users))
-            if stop - start == 1:
-                best = _rank_one(backend, users[start], items, n_best, filters, start)
-                ids[start], scores[start] = best
-                return
             # Factors that overflow or hold NaN give scores that are dealt with.
             with np.errstate(over="ignore", invalid="ignore"):
                 block = scan(
@@ -87,9 +80,7 @@ def top_k(
                     filtered=filters.places(start, stop),
                     filtered_everywhere=everywhere,
                 )
-            counts, found, values = map(backend.to_host, block)
-            width = found.shape[1]
-            ids[start:stop, :width], scores[start:stop, :width] = found, values
+            counts, ids[start:stop], scores[start:stop] = map(backend.to_host, block)
             for user in (start + np.flatnonzero(counts < n_best)).tolist():
                 count = counts[user - start]
                 missing = n_best - count
@@ -100,22 +91,6 @@ def top_k(
         for _ in map(rank, blocks) if len(blocks) == 1 else backend.map(rank, blocks):
             pass
     return ids, scores
-
-
-def _rank_one(
-    backend: Backend, user: Array, items: Array, n_best: int, filters: Filters, row: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and scores of one user, shape (n_best,); ``row`` is its row in the filters."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        filtered = filters.liked_by(row), filters.everywhere
-        best = scan_one(backend.xp, user, items, n_best, *filtered)
-    ids, scores = map(backend.to_host, best)
-    if len(ids) == n_best:
-        return ids, scores
-    missing = n_best - len(ids)
-    rest = filters.followers(row, ids, len(items), missing)
-    lowest = np.full(missing, lowest_score(scores.dtype), scores.dtype)
-    return np.append(ids, rest), np.append(scores, lowest)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 #define WIDTH 64
 #elif defined(__AVX__)
@@ -89,6 +93,30 @@ inline Lanes<T> operator*(Lanes<T> a, Lanes<T> b) {
     return a;
 }
 
+// A bit for each lane that exceeds a number; NaN does not.
+template <class T>
+inline uint32_t above(Lanes<T> x, T floor) {
+    constexpr bool single = sizeof(T) == 4;
+    uint32_t bits = 0;
+#if WIDTH == 64
+    if constexpr (single) bits = _mm512_cmp_ps_mask((__m512)x.part[0], _mm512_set1_ps(floor), _CMP_GT_OQ);
+    else bits = _mm512_cmp_pd_mask((__m512d)x.part[0], _mm512_set1_pd(floor), _CMP_GT_OQ);
+#else
+    UNROLL for (int i = 0; i < Lanes<T>::PARTS; i++) {
+#if WIDTH == 32
+        if constexpr (single)
+            bits |= _mm256_movemask_ps(_mm256_cmp_ps((__m256)x.part[i], _mm256_set1_ps(floor), _CMP_GT_OQ)) << 8 * i;
+        else bits |= _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x.part[i], _mm256_set1_pd(floor), _CMP_GT_OQ)) << 4 * i;
+#else
+        constexpr int N = 16 / sizeof(T);
+        UNROLL for (int j = 0; j < N; j++) bits |= uint32_t(x.part[i][j] > floor) << (N * i + j);
+        (void)single;
+#endif
+    }
+#endif
+    return bits;
+}
+
 template <class T>
 using Half = typename VectorOf<T, 32>::type;
 template <class T>
@@ -152,43 +180,48 @@ inline void totals(const Lanes<double> (&x)[4], double* to) {
     UNROLL for (int i = 0; i < 4; i++) to[i] = total(x[i]);
 }
 
-// A square block in memory, HALF lanes on a side, rows `from_step` apart, turned over.
-inline void transpose(const float* from, int64_t from_step, float* to, int64_t to_step) {
-    typedef Half<float> H;
-    H r[8], t[8], u[8];
+// The columns of a square block in memory, half the lanes on a side, rows `step` apart.
+inline void columns(const float* from, int64_t step, Half<float> (&to)[8]) {
 #define SHUFFLE __builtin_shufflevector
-    UNROLL for (int i = 0; i < 8; i++) memcpy(&r[i], from + i * from_step, 32);
-    UNROLL for (int i = 0; i < 4; i++) {
-        t[2 * i] = SHUFFLE(r[2 * i], r[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        t[2 * i + 1] = SHUFFLE(r[2 * i], r[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    UNROLL for (int side = 0; side < 8; side += 4) {
+        Half<float> r[4];  // rows i and i + 4
+        UNROLL for (int i = 0; i < 4; i++) {
+            Quarter<float> low, high;
+            memcpy(&low, from + i * step + side, 16);
+            memcpy(&high, from + (i + 4) * step + side, 16);
+            r[i] = SHUFFLE(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+        }
+        UNROLL for (int i = 0; i < 2; i++) {
+            const Half<float> a = i ? SHUFFLE(r[0], r[1], 2, 10, 3, 11, 6, 14, 7, 15)
+                                    : SHUFFLE(r[0], r[1], 0, 8, 1, 9, 4, 12, 5, 13);
+            const Half<float> b = i ? SHUFFLE(r[2], r[3], 2, 10, 3, 11, 6, 14, 7, 15)
+                                    : SHUFFLE(r[2], r[3], 0, 8, 1, 9, 4, 12, 5, 13);
+            to[side + 2 * i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+            to[side + 2 * i + 1] = SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+        }
     }
-    UNROLL for (int i = 0; i < 2; i++) {
-        u[4 * i] = SHUFFLE(t[4 * i], t[4 * i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-        u[4 * i + 1] = SHUFFLE(t[4 * i], t[4 * i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-        u[4 * i + 2] = SHUFFLE(t[4 * i + 1], t[4 * i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
-        u[4 * i + 3] = SHUFFLE(t[4 * i + 1], t[4 * i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+}
+
+inline void columns(const double* from, int64_t step, Half<double> (&to)[4]) {
+    UNROLL for (int side = 0; side < 4; side += 2) {
+        Half<double> r[2];  // rows i and i + 2
+        UNROLL for (int i = 0; i < 2; i++) {
+            Quarter<double> low, high;
+            memcpy(&low, from + i * step + side, 16);
+            memcpy(&high, from + (i + 2) * step + side, 16);
+            r[i] = SHUFFLE(low, high, 0, 1, 2, 3);
+        }
+        to[side] = SHUFFLE(r[0], r[1], 0, 4, 2, 6);
+        to[side + 1] = SHUFFLE(r[0], r[1], 1, 5, 3, 7);
     }
-    UNROLL for (int i = 0; i < 4; i++) {
-        r[i] = SHUFFLE(u[i], u[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        r[i + 4] = SHUFFLE(u[i], u[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-    UNROLL for (int i = 0; i < 8; i++) memcpy(to + i * to_step, &r[i], 32);
 #undef SHUFFLE
 }
 
-inline void transpose(const double* from, int64_t from_step, double* to, int64_t to_step) {
-    typedef Half<double> H;
-    H r[4], t[4];
-#define SHUFFLE __builtin_shufflevector
-    UNROLL for (int i = 0; i < 4; i++) memcpy(&r[i], from + i * from_step, 32);
-    UNROLL for (int i = 0; i < 2; i++) {
-        t[2 * i] = SHUFFLE(r[2 * i], r[2 * i + 1], 0, 4, 2, 6);
-        t[2 * i + 1] = SHUFFLE(r[2 * i], r[2 * i + 1], 1, 5, 3, 7);
-    }
-    UNROLL for (int i = 0; i < 2; i++) {
-        r[i] = SHUFFLE(t[i], t[i + 2], 0, 1, 4, 5);
-        r[i + 2] = SHUFFLE(t[i], t[i + 2], 2, 3, 6, 7);
-    }
-    UNROLL for (int i = 0; i < 4; i++) memcpy(to + i * to_step, &r[i], 32);
-#undef SHUFFLE
+// Such a block, turned over.
+template <class T>
+inline void transpose(const T* from, int64_t from_step, T* to, int64_t to_step) {
+    constexpr int H = LANES<T> / 2;
+    Half<T> r[H];
+    columns(from, from_step, r);
+    UNROLL for (int i = 0; i < H; i++) memcpy(to + i * to_step, &r[i], 32);
 }

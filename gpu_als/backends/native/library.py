@@ -7,12 +7,14 @@ when the package was installed, :func:`library` returns None and NumPy does the 
 from __future__ import annotations
 
 import ctypes
+from concurrent.futures import Executor, wait
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["LINE", "aligned", "empty_rows", "library", "variants"]
+__all__ = ["LINE", "aligned", "call", "empty_rows", "library", "variants"]
 
 LINE = 64
 """Bytes of a cache line, and of the vectors that rows.cpp works with."""
@@ -38,6 +40,27 @@ def _load(variant: str) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(Path(__file__).parent / f"rows_{variant}.so"))
     except OSError:
         return None
+
+
+def call(function: Any, arguments: ctypes.Structure, pool: Executor) -> Any:
+    """Call a function of the library in a thread of the pool, so that Ctrl-C is heard.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a pointer to the arguments.
+    arguments : Structure
+        ``stop``, a pointer to int32, is set by this function.
+    """
+    stop = ctypes.c_int32(0)
+    arguments.stop = ctypes.addressof(stop)
+    running = pool.submit(function, ctypes.byref(arguments))
+    try:
+        return running.result()
+    except BaseException:  # memory may go only once nothing works on it
+        stop.value = 1
+        wait([running])
+        raise
 
 
 def empty_rows(n: int, width: int, dtype: np.dtype) -> np.ndarray:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends.native.library import LINE, aligned, library
+from gpu_als.backends.native.library import LINE, aligned, call, library
 from gpu_als.core.basis import FixedSide
 from gpu_als.core.ops import Ops
 from gpu_als.core.problem import LoadedProblem, rows_left
@@ -128,7 +128,6 @@ def solve_rows(
             problem.kept["only_indptr"] = only.indptr.astype(np.int64, copy=False)
         arrays["only_indptr"] = problem.kept["only_indptr"]
         arrays["only_indices"], arrays["only_values"] = only.indices, only.data
-    stop = ctypes.c_int32(0)
     sweep = _HalfSweep(
         n_rows=n_rows,
         n_long=n_long,
@@ -145,18 +144,11 @@ def solve_rows(
         squared_loss=problem.squared_loss,
         fixed_steps=solver.kernel_options.get("steps", 0),
         n_threads=num_threads,
-        stop=ctypes.addressof(stop),
     )
     for name, array in arrays.items():
         setattr(sweep, name, None if array is None else array.ctypes.data)
     run = getattr(library(), {4: "half_sweep_float", 8: "half_sweep_double"}[dtype.itemsize])
-    running = pool.submit(run, ctypes.byref(sweep))
-    try:
-        running.result()
-    except BaseException:  # the rows may go only once nothing works on them
-        stop.value = 1
-        wait([running])
-        raise
+    call(run, sweep, pool)
     stats = HalfSweepStats(
         residual=float(out["residual"].max()),
         bound=float(out["bound"].sum()),

@@ -11,10 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from gpu_als.backends.native import dense
 from gpu_als.backends.native.library import library
 from gpu_als.backends.native.rows import solve_rows
+from gpu_als.backends.native.top_k import rank_items
 from gpu_als.backends.numpy.blas_limit import single_threaded_blas
 from gpu_als.backends.numpy.cholesky import cholesky_solve
 from gpu_als.core.basis import FixedSide
@@ -46,7 +48,8 @@ class NumpyBackend:
     batch_elements : int
         Array elements that one batch may use, per thread.
     fused : bool
-        Solve rows by compiled code where it was built; without it every row takes the general path.
+        Solve rows and rank items by compiled code where it was built; without it everything takes
+        the general path.
     """
 
     name = "numpy"
@@ -150,8 +153,18 @@ class NumpyBackend:
 
         return prefetch(map(loader, makers))
 
-    def top_k(self, *ranking: Any) -> None:
-        """Return None: tiles are what a CPU is good at."""
+    def top_k(
+        self,
+        users: np.ndarray,
+        items: np.ndarray,
+        n_best: int,
+        liked: sp.csr_matrix | None,
+        filter_items: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rank items by compiled code, where it was built."""
+        if not self.fused:
+            return None
+        return rank_items(users, items, n_best, liked, filter_items, self._pool, self.num_threads)
 
     def from_host(self, array: Any) -> np.ndarray:
         """Return a NumPy array; one that is there already is not copied."""
