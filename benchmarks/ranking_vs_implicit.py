@@ -43,7 +43,11 @@ class Case(NamedTuple):
 
 CASES = {
     "many": [
-        *(Case(20_000, 20_000, k, 10, f, 1.3) for k in (64, 128) for f in (False, True)),
+        *(
+            Case(20_000, 20_000, k, 10, filtered, target)
+            for k in (64, 128)
+            for filtered, target in ((False, 1.8), (True, 3.5))
+        ),
         *(Case(20_000, 20_000, 64, 100, f, 1.0) for f in (False, True)),
         *(Case(1_000, 1_000_000, 64, 10, f, 1.3) for f in (False, True)),
     ],
