@@ -1,0 +1,402 @@
+"""What the GPU kernels would take, predicted from their own machine code; needs no GPU.
+
+Every kernel of a half-sweep is compiled and disassembled (kernel_sass.py). A loop of the machine
+code is known by the ``for`` of the source that it comes from, and how often that turns follows from
+the row's length (:func:`trips`). Two times of a row follow: what its instructions and bytes take of
+the busiest pipe of a multiprocessor, and how long one warp waits for its own instructions, one after
+the other. The first is shared by all resident blocks, the second passes for all at once, so a row
+costs the larger of the first and the second over the number of resident blocks. Rows are spread over
+all multiprocessors; nothing is faster than the device's memory, nor than its longest row.
+
+Beside it stand the floor, the least arithmetic and bytes that any exact method has (direct, the
+cheaper of dual and primal form, or conjugate gradients that need ``STEPS`` passes), and the kernel of
+``implicit``, one block for each row, bound by its longest row.
+
+    python benchmarks/gpu_model.py [--shapes ml20m lastfm] [--factors 64 128 256] [--tensor-cores]
+        [--divisor 1] [--rows] [--nvrtc 13.0] [--measured benchmarks/results/gpu-suite-*.json]
+
+Latencies and rates are published ones of Hopper, so expect errors of a third. ``--measured`` prints
+the measured times of the suite beside the predicted ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpu_floor import Work
+from gpu_shapes import SHAPES
+from kernel_resources import occupancy
+from kernel_sass import (
+    LATENCY,
+    LDG_FROM_MEMORY,
+    PIPES,
+    Instruction,
+    Loop,
+    cycles_alone,
+    find_disassembler,
+    functions_of,
+    loops_of,
+    nvrtc,
+    pipe_cycles,
+    source_line,
+)
+
+from gpu_als.backends.cupy.launch import Launch, plan_half_sweep, stride_of
+from gpu_als.core.packing import pack_rows
+from gpu_als.core.solvers import Cholesky
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates of a device: by default of an H100 or H200."""
+
+    architecture: int = 90
+    multiprocessors: int = 132
+    clock: float = 1.9e9
+    memory: float = 4.3e12  # bytes/s
+    l2: int = 50 << 20  # bytes
+    launch: float = 4e-6  # s of the host for each kernel
+
+    @property
+    def flops(self) -> float:
+        """Peak in float32."""
+        return 256 * self.multiprocessors * self.clock
+
+
+STEPS = 8
+"""Of conjugate gradients, in the floor: what certified solves of implicit feedback take."""
+
+# How often loops turn -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What trip counts depend on; ``n`` is an array of row lengths."""
+
+    n: Array
+    k: int
+    threads: int
+    entries: int  # that a dual kernel has room for
+    size: int  # of the system
+    chunk: int
+    tile_rows: int  # entries that are staged at a time
+
+    @property
+    def stride(self) -> int:
+        """Length of a row of factors."""
+        return stride_of(self.k)
+
+
+def _up(a: Any, b: Any) -> Any:
+    """Return quotients, rounded up."""
+    return -(-np.asarray(a) // b)
+
+
+def _lanes(quads: int) -> int:
+    return 32 if quads > 16 else 16 if quads > 8 else 8 if quads > 4 else 4
+
+
+def _panels(s: Size) -> list[int]:
+    return list(range(s.size // 32))
+
+
+def _update_turns(s: Size) -> list[int]:
+    """Return, for every panel, how often update_panel's outer loop turns."""
+    return [0 if p == 0 else int(_up(s.size + 1 - 32 * p, s.threads // 2)) for p in _panels(s)]
+
+
+def _check(s: Size) -> Array:
+    quads = s.size // 4
+    group = 32 if quads >= 32 else 16 if quads > 8 else 8
+    at_once = s.threads // group * (4 // max(1, _up(quads, group)))
+    return _up(s.n, at_once)
+
+
+Trips = Callable[[Size], Any]
+LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
+    # half_sweep.cuh
+    "for (int c = thread; c < width": lambda s: _up(s.stride, s.threads),
+    # gram.cuh
+    "for (int left = count; left > 0": lambda s: _up(s.n, s.threads),
+    "for (int done = 0; done < here": lambda s: _up(s.n, s.tile_rows) / _up(s.n, s.threads),
+    "for (int i = 0; i < Shape::kTileRows": lambda s: s.tile_rows,
+    "for (int i = 0; i < kRows": lambda s: s.tile_rows,
+    # cholesky.cuh
+    "for (int p = 0; p < matrix.size / kPanel": (lambda s: s.size // 32, lambda s: 0),
+    "for (int top = ty; top < rows": lambda s: np.mean(_update_turns(s)),
+    "for (int q = 0; q < p": lambda s: np.dot(_update_turns(s), _panels(s))
+    / max(1, sum(_update_turns(s))),
+    "for (int l = 0; l < kPanel": lambda s: 8,
+    "for (int p = matrix.size / kPanel - 1": (lambda s: s.size // 32, lambda s: 0),
+    "for (int r = first + kPanel + warp": lambda s: np.mean(
+        [_up(s.size - 32 * (p + 1), s.threads // 32) for p in _panels(s)]
+    ),
+    # solve.cuh; there is no shared base in frames of implicit feedback, nor in explicit ones
+    "for (int e = threadIdx.x; e < problem.k * problem.k": lambda s: 0,
+    "for (int l = 0; l < problem.k": lambda s: 0,
+    "for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] -=": lambda s: 0,
+    "for (int c = threadIdx.x; c < SIZE": lambda s: _up(s.size, s.threads),
+    "for (int c = threadIdx.x; c < problem.stride": lambda s: _up(s.stride, s.threads),
+    # check.cuh
+    "for (int base = group": _check,
+    # dual_block.cu
+    "for (int i = tid; i < SIZE": lambda s: _up(s.size, s.threads),
+    "for (int c = tid; c < stride": lambda s: _up(s.stride, s.threads),
+    "for (chunk.first = 0": lambda s: _up(s.stride, s.chunk),
+    "for (int first = threadIdx.x / lanes": (
+        lambda s: _up(s.entries, 4 * s.threads // _lanes(s.chunk // 4)),
+        *2 * (lambda s: 0 if s.chunk >= s.stride else _up(s.entries, 4 * s.threads // 32),),
+    ),
+    "for (int c = own; c < chunk.width": lambda s: _up(s.chunk, 4 * _lanes(s.chunk // 4)),
+    "for (int c = 0; c < chunk.width; c += 4) {": lambda s: _up(s.chunk, 4),
+    "for (int c = 0; c < chunk.width; c += 4)": (lambda s: 0, lambda s: _up(s.chunk, 4)),
+    "for (int c = 4 * lane; c < chunk.width": lambda s: _up(s.chunk, 128),
+    "for (int i = warp; i < n": lambda s: _up(s.n, s.threads // 32),
+    "for (int c = tid; c < chunk.width": lambda s: _up(s.chunk, s.threads),
+    "for (int e = tid; e < (SIZE - M)": lambda s: _up((s.size - s.entries) * s.size, s.threads),
+    # dual_warp.cu
+    "for (int base = 0; base < N": lambda s: _up(s.entries, 4 * 32 // _lanes(s.stride // 4)),
+    "for (int c = 4 * (lane % lanes)": lambda s: _up(s.stride, 4 * _lanes(s.stride // 4)),
+    "for (int c = lane; c < stride; c += 32) z[c]": lambda s: 0,
+    "for (int c = 0; c < stride; c += 4) t -=": lambda s: 0,
+    "for (int c = 0; c < stride": lambda s: s.stride // 4,
+    "for (int c = 4 * lane; c < stride": lambda s: _up(s.stride, 128),
+    "for (int i = 0; i < n": lambda s: s.n,
+    "for (int c = lane; c < stride": lambda s: _up(s.stride, 32),
+    # split.cu
+    "for (int e = threadIdx.x; e < SHARE": lambda s: 0,
+    "for (int64 s = first": lambda s: _up(s.n, 4096),
+}
+"""Beginnings of lines of the source, the longer before the shorter; where several loops of a
+function come from one line, the trips of one after the other (the last for all that follow)."""
+
+# Loops in which only some warps take part: their share of the work.
+BUSY: dict[str, Trips] = {
+    "for (int p = 0; p < matrix.size / kPanel": lambda s: np.mean(
+        [min(1, (s.size // 32 - p) / (s.threads // 32)) for p in _panels(s)]
+    ),
+    "for (int p = matrix.size / kPanel - 1": lambda s: 32 / s.threads,
+}
+
+
+def _lookup(text: str, table: dict[str, Any]) -> Any:
+    return next((value for start, value in table.items() if text.startswith(start)), None)
+
+
+@dataclass
+class Cost:
+    """What one row takes of its multiprocessor, in cycles; arrays over row lengths.
+
+    ``pipes`` are shared by all resident warps, ``alone`` is how long one block takes by itself.
+    """
+
+    pipes: defaultdict[str, Any]
+    alone: Any
+
+
+def cost_of(code: Sequence[Instruction], s: Size, warps: int, ldg: float) -> Cost:
+    """Return the cost of one row of each length, solved by ``warps`` warps.
+
+    ``ldg`` is the latency of a load of factors.
+    """
+    total = Cost(defaultdict(float), 0.0)
+    seen: Counter[str] = Counter()
+
+    def add(loop: Loop, times: Any, text: str) -> None:
+        if np.all(times == 0):
+            return
+        own = loop.own
+        if text and not text.startswith("for"):  # the loop of refinement: not run again
+            own = [each for each in own if each.lines[0][0] != "cholesky.cuh"]
+        factors = any(each.opcode == "LDG" and each.bytes == 16 for each in own)
+        share = (_lookup(text, BUSY) or (lambda s: 1.0))(s)
+        used = pipe_cycles(own)
+        for pipe, cycles in used.items():
+            total.pipes[pipe] = total.pipes[pipe] + times * cycles * share * warps
+        waits = cycles_alone(own, ldg if factors else LDG_FROM_MEMORY)
+        total.alone = total.alone + times * np.maximum(waits, max(used.values(), default=0.0) * share * warps)
+        groups: dict[str, list[Loop]] = {}
+        for inner in loop.inner:
+            groups.setdefault(_text(inner), []).append(inner)
+        for name, loops in groups.items():
+            found = _lookup(name, LOOPS)
+            if name == text or not name.startswith("for"):
+                turns: Any = 1
+            elif found is None:
+                raise LookupError(f"how often does this loop turn: {name}")
+            elif isinstance(found, tuple):
+                turns = found[min(seen[name], len(found) - 1)](s)
+            else:
+                turns = found(s)
+            seen[name] += 1
+            # One of them is the loop unrolled, the others take what is left over; none is left
+            # over where the source says how often it is unrolled, and that divides the trips.
+            main = max(loops, key=lambda each: len(each.own))
+            least = min(loops, key=lambda each: len(each.own))
+            copies = max(1, round(_weight(main) / _weight(least)))
+            if main is least:
+                file, number = main.own[-1].lines[0]
+                asked = re.search(r"#pragma unroll (\d+)", source_line((file, number - 1)))
+                copies = int(asked[1]) if asked else 1
+            if np.max(turns) < copies:
+                main, copies = least, 1
+            add(main, times * turns / copies, name)
+
+    add(loops_of(code), np.ones(len(s.n)), "")
+    return total
+
+
+def _weight(loop: Loop) -> int:
+    """Return what says how often a loop was unrolled."""
+    memory = sum(each.opcode in ("LDG", "STG", "LDS", "STS") for each in loop.own)
+    return loop.multiplies or memory or len(loop.own)
+
+
+def _text(loop: Loop) -> str:
+    return loop.own[-1].source
+
+
+# Half-sweeps ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One launch: its rows and entries, ms if it ran by itself, and the floor of its rows."""
+
+    launch: Launch
+    rows: int
+    entries: int
+    ms: float
+    alone_ms: float  # of its longest row
+    floor_ms: float
+    limit: str
+
+
+def predict(
+    lengths: Array, n_fixed: int, k: int, device: Device, *, tensor_cores: bool, version: Any
+) -> list[Prediction]:
+    """Predict each launch of the half-sweep over rows of these lengths."""
+    limits = nvrtc.DEVICES[device.architecture]
+    packing = pack_rows(lengths.astype(np.int64), k, 1 << 40)
+    plan = plan_half_sweep(packing, k, Cholesky(), limits, tensor_cores=tensor_cores)
+    missing = max(0.0, 1 - device.l2 / (4 * k * n_fixed))
+    ldg = LATENCY["LDG"] + missing * (LDG_FROM_MEMORY - LATENCY["LDG"])
+    found = []
+    for launch in plan.launches:
+        n, counts = np.unique(lengths[packing.places[launch.start : launch.stop]], return_counts=True)
+        build = nvrtc.build(launch, device.architecture, version)
+        busy, alone, pipes = np.zeros(len(n)), np.zeros(len(n)), defaultdict(float)
+        for name, code in functions_of(launch, device.architecture, version).items():
+            shared = dict(launch.functions).get(name, launch.shared_bytes)
+            fits = occupancy(launch, build.functions[name].registers, shared, limits)
+            blocks = min(fits[f"by_{what}"] for what in ("registers", "shared", "threads"))
+            macros = dict(launch.macros)
+            warps = launch.block // 32 // launch.rows_per_block
+            edge = macros.get("EDGE", 8)
+            entries = edge * macros.get("TILES", 0)
+            size = 2 * edge * macros.get("UNITS", 0) or 32 * int(_up(entries, 32))
+            parts = _up(n, 4096) if name in ("split_gram", "split_check") else 1
+            tile_rows = 8 if "TENSOR_CORES" in macros or size > 128 else 16
+            s = Size(
+                _up(n, parts) if name != "split_solve" else n, k,
+                32 * warps, entries, size, launch.chunk or 0, tile_rows,
+            )  # fmt: skip
+            cost = cost_of(code, s, warps, ldg)
+            most = np.max([np.broadcast_to(each, len(n)) for each in cost.pipes.values()], axis=0)
+            row = np.maximum(most, cost.alone / (blocks * launch.rows_per_block)) * parts
+            busy += row
+            alone += cost.alone
+            for pipe, cycles in cost.pipes.items():
+                pipes[pipe] += float((np.broadcast_to(cycles * parts, len(n)) * counts).sum())
+            pipes["waiting"] += float((cost.alone / blocks / launch.rows_per_block * parts * counts).sum())
+        work = Work.of(n.repeat(counts), k)
+        found.append(
+            Prediction(
+                launch, int(counts.sum()), int((n * counts).sum()),
+                1e3 * float((busy * counts).sum()) / device.multiprocessors / device.clock,
+                1e3 * float(alone.max()) / device.clock,
+                1e3 * work.flops / device.flops,
+                max(pipes, key=lambda pipe: pipes[pipe]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def floors(lengths: Array, k: int, device: Device) -> dict[str, float]:
+    """Return ms that memory and the least arithmetic take, of direct ways and of all."""
+    n = lengths.astype(np.float64)
+    direct = np.minimum(n**2 * k + n**3 / 3, n * k**2 + k**3 / 3)
+    iterative = (STEPS + 1) * 4 * n * k
+    memory = 1e3 * Work.of(lengths, k).bytes / device.memory
+    return {
+        "memory": memory,
+        "direct": 1e3 * float(direct.sum()) / device.flops,
+        "any": 1e3 * float(np.minimum(direct, iterative).sum()) / device.flops,
+    }
+
+
+def half_sweep_ms(found: Sequence[Prediction], memory_ms: float, device: Device) -> float:
+    """Return what launches that run side by side take together."""
+    together = sum(each.ms for each in found)
+    longest = max((each.alone_ms for each in found), default=0.0)
+    return max(together, memory_ms, longest) + 1e3 * device.launch * len(found)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["ml20m"])
+    parser.add_argument("--factors", nargs="+", type=int, default=[64, 128, 256])
+    parser.add_argument("--tensor-cores", action="store_true", help="3xTF32")
+    parser.add_argument("--divisor", type=int, default=1, help="draw smaller matrices")
+    parser.add_argument("--rows", action="store_true", help="a line for each launch")
+    versions = {"{}.{}".format(*version): version for version in nvrtc.versions()}
+    parser.add_argument("--nvrtc", choices=versions, default=[*versions][-1] if versions else None)
+    arguments = parser.parse_args()
+    if not versions or find_disassembler() is None:
+        parser.exit(
+            message="needs NVRTC and nvdisasm: pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm\n"
+        )
+    device = Device()
+    for shape in arguments.shapes:
+        matrix = SHAPES[shape].scaled(arguments.divisor).draw()
+        for k in arguments.factors:
+            total = Counter[str]()
+            for side, rows in zip(("users", "items"), matrix.sides, strict=True):
+                lengths = np.diff(rows.indptr)
+                found = predict(
+                    lengths, rows.n_fixed, k, device,
+                    tensor_cores=arguments.tensor_cores, version=versions[arguments.nvrtc],
+                )  # fmt: skip
+                floor = floors(lengths, k, device)
+                total["ours"] += half_sweep_ms(found, floor["memory"], device)
+                for way in ("direct", "any"):
+                    total[way] += max(floor["memory"], floor[way])
+                if arguments.rows:
+                    print(f"\n{shape}, {side}, k = {k}")
+                    for each in found:
+                        macros = " ".join(f"{a}={b}" for a, b in each.launch.macros)
+                        print(
+                            f"{each.launch.kernel:10} {each.rows:8} rows {each.entries:9} entries "
+                            f"{each.ms:7.2f} ms, {each.floor_ms / each.ms:4.0%} of the floor, by "
+                            f"{each.limit:8} longest row {each.alone_ms:6.3f} ms  {macros}"
+                        )
+            print(
+                f"{shape} k = {k}: ours {total['ours']:.1f} ms, floor direct {total['direct']:.1f}, "
+                f"any {total['any']:.1f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
