@@ -90,6 +90,7 @@ class Size:
     size: int  # of the system
     chunk: int
     tile_rows: int  # entries that are staged at a time
+    edge: int  # EDGE
 
     @property
     def stride(self) -> int:
@@ -147,8 +148,12 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     "for (int c = threadIdx.x; c < SIZE; c += THREADS) v.z[c] -=": lambda s: 0,
     "for (int c = threadIdx.x; c < SIZE": lambda s: _up(s.size, s.threads),
     "for (int c = threadIdx.x; c < problem.stride": lambda s: _up(s.stride, s.threads),
-    # check.cuh
+    # check.cuh, primal.cu
     "for (int base = group": _check,
+    "for (int e = 4 * threadIdx.x": lambda s: _up(36 * (s.size // 32) * (s.size // 2 + 17), 4 * s.threads),
+    "for (; c + 3 <= r": lambda s: s.size // 8,
+    "for (; c <= r": lambda s: 0,
+    "for (; c < SIZE": lambda s: s.size // 2,
     # dual_block.cu
     "for (int i = tid; i < SIZE": lambda s: _up(s.size, s.threads),
     "for (int c = tid; c < stride": lambda s: _up(s.stride, s.threads),
@@ -174,11 +179,39 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     "for (int i = 0; i < n": lambda s: s.n,
     "for (int c = lane; c < stride": lambda s: _up(s.stride, 32),
     # split.cu
-    "for (int e = threadIdx.x; e < SHARE": lambda s: 0,
-    "for (int64 s = first": lambda s: _up(s.n, 4096),
+    "for (int e = threadIdx.x; e <= PANELS": lambda s: _up(36 * (s.size // 32) * (s.size // 2 + 17), s.threads),
+    "for (int e = threadIdx.x; e < PANELS": lambda s: _up(36 * (s.size // 32) * (s.size // 2 + 17), s.threads),
+    "for (int64 s = 0": lambda s: _up(s.n, 4096),
 }
 """Beginnings of lines of the source, the longer before the shorter; where several loops of a
 function come from one line, the trips of one after the other (the last for all that follow)."""
+
+# Multiply-adds of a lane in one turn of the source, where loops are unrolled.
+MULTIPLIES: dict[str, Trips] = {
+    "for (int i = 0; i < Shape::kTileRows": lambda s: 4 * _pairs(s.size // (2 * s.edge)),
+    "for (int i = 0; i < kRows": lambda s: 1,
+    "for (; c + 3 <= r": lambda s: 4,
+    "for (; c < SIZE": lambda s: 1,
+    "for (int c = 0; c < chunk.width; c += 4) {": lambda s: 4 * _pairs(s.entries // s.edge),
+    "for (int c = 0; c < chunk.width": lambda s: 4,
+    "for (int i = warp; i < n": lambda s: 4,
+    "for (int l = 0; l < kPanel": lambda s: 64,
+    "for (int r = first + kPanel + warp": lambda s: 1,
+    "for (int i = 0; i < n; ++i) sum": lambda s: 4,
+    "for (int i = 0; i < n": lambda s: 2,
+    "for (int c = 0; c < stride; c += 4) {": lambda s: 8 * _pairs(s.entries // 8),
+    "for (int c = 0; c < stride": lambda s: 4,
+}
+
+
+def _pairs(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+# What is read only where it is there, and is not in sweeps of implicit feedback.
+ABSENT = re.compile(r"\(problem\.(b0|base|offset)\)")
+UNREFINED = re.compile(f"{ABSENT.pattern}|Check::run|complete_misfit")
+"""Where systems are kept, only rows that are refined pass their entries twice."""
 
 # Loops in which only some warps take part: their share of the work.
 BUSY: dict[str, Trips] = {
@@ -204,10 +237,12 @@ class Cost:
     alone: Any
 
 
-def cost_of(code: Sequence[Instruction], s: Size, warps: int, ldg: float) -> Cost:
+def cost_of(
+    code: Sequence[Instruction], s: Size, warps: int, ldg: float, absent: re.Pattern[str]
+) -> Cost:
     """Return the cost of one row of each length, solved by ``warps`` warps.
 
-    ``ldg`` is the latency of a load of factors.
+    ``ldg`` is the latency of a load of factors; what comes from lines like ``absent`` never runs.
     """
     total = Cost(defaultdict(float), 0.0)
     seen: Counter[str] = Counter()
@@ -215,8 +250,11 @@ def cost_of(code: Sequence[Instruction], s: Size, warps: int, ldg: float) -> Cos
     def add(loop: Loop, times: Any, text: str) -> None:
         if np.all(times == 0):
             return
-        own = loop.own
-        if text and not text.startswith("for"):  # the loop of refinement: not run again
+        own = [
+            each for each in loop.own
+            if not any(absent.search(source_line(line)) for line in each.lines)
+        ]
+        if text == "refinement":  # a row that is not refined skips its solutions
             own = [each for each in own if each.lines[0][0] != "cholesky.cuh"]
         factors = any(each.opcode == "LDG" and each.bytes == 16 for each in own)
         share = (_lookup(text, BUSY) or (lambda s: 1.0))(s)
@@ -225,31 +263,31 @@ def cost_of(code: Sequence[Instruction], s: Size, warps: int, ldg: float) -> Cos
             total.pipes[pipe] = total.pipes[pipe] + times * cycles * share * warps
         waits = cycles_alone(own, ldg if factors else LDG_FROM_MEMORY)
         total.alone = total.alone + times * np.maximum(waits, max(used.values(), default=0.0) * share * warps)
-        groups: dict[str, list[Loop]] = {}
+        groups: dict[Any, list[Loop]] = {}
         for inner in loop.inner:
-            groups.setdefault(_text(inner), []).append(inner)
-        for name, loops in groups.items():
+            place = inner.own[-1].lines[0]
+            # What holds a loop of its own line goes round again where a row is refined.
+            wraps = any(each.own[-1].lines[0] == place for each in inner.inner)
+            groups.setdefault((place, inner.own[0].address if wraps else None), []).append(inner)
+        for (place, wraps), loops in groups.items():
+            name = source_line(place)
             found = _lookup(name, LOOPS)
-            if name == text or not name.startswith("for"):
-                turns: Any = 1
-            elif found is None:
+            if wraps is not None or not name.startswith("for"):
+                add(loops[0], times, "refinement")
+                continue
+            if found is None:
                 raise LookupError(f"how often does this loop turn: {name}")
-            elif isinstance(found, tuple):
-                turns = found[min(seen[name], len(found) - 1)](s)
-            else:
-                turns = found(s)
+            if isinstance(found, tuple):
+                found = found[min(seen[name], len(found) - 1)]
             seen[name] += 1
-            # One of them is the loop unrolled, the others take what is left over; none is left
-            # over where the source says how often it is unrolled, and that divides the trips.
+            turns = found(s)
+            # One of them is unrolled, the others take what is left over.
             main = max(loops, key=lambda each: len(each.own))
             least = min(loops, key=lambda each: len(each.own))
-            copies = max(1, round(_weight(main) / _weight(least)))
-            if main is least:
-                file, number = main.own[-1].lines[0]
-                asked = re.search(r"#pragma unroll (\d+)", source_line((file, number - 1)))
-                copies = int(asked[1]) if asked else 1
-            if np.max(turns) < copies:
-                main, copies = least, 1
+            multiplies = (_lookup(name, MULTIPLIES) or (lambda s: _weight(least)))(s)
+            copies = max(1, round(_weight(main) / max(1, multiplies)))
+            if np.max(turns) < copies and main is not least:
+                main, copies = least, max(1, round(_weight(least) / max(1, multiplies)))
             add(main, times * turns / copies, name)
 
     add(loops_of(code), np.ones(len(s.n)), "")
@@ -259,11 +297,8 @@ def cost_of(code: Sequence[Instruction], s: Size, warps: int, ldg: float) -> Cos
 def _weight(loop: Loop) -> int:
     """Return what says how often a loop was unrolled."""
     memory = sum(each.opcode in ("LDG", "STG", "LDS", "STS") for each in loop.own)
-    return loop.multiplies or memory or len(loop.own)
-
-
-def _text(loop: Loop) -> str:
-    return loop.own[-1].source
+    fused = sum(each.opcode == "FFMA" for each in loop.own)
+    return fused or memory or len(loop.own)
 
 
 # Half-sweeps ----------------------------------------------------------------------------------
@@ -305,13 +340,15 @@ def predict(
             edge = macros.get("EDGE", 8)
             entries = edge * macros.get("TILES", 0)
             size = 2 * edge * macros.get("UNITS", 0) or 32 * int(_up(entries, 32))
-            parts = _up(n, 4096) if name in ("split_gram", "split_check") else 1
+            parts = _up(n, 4096) if name == "split_gram" else 1
             tile_rows = 8 if "TENSOR_CORES" in macros or size > 128 else 16
             s = Size(
                 _up(n, parts) if name != "split_solve" else n, k,
-                32 * warps, entries, size, launch.chunk or 0, tile_rows,
+                32 * warps, entries, size, launch.chunk or 0, tile_rows, edge,
             )  # fmt: skip
-            cost = cost_of(code, s, warps, ldg)
+            cost = cost_of(
+                code, s, warps, ldg, UNREFINED if "KEPT" in macros or launch.functions else ABSENT
+            )
             most = np.max([np.broadcast_to(each, len(n)) for each in cost.pipes.values()], axis=0)
             row = np.maximum(most, cost.alone / (blocks * launch.rows_per_block)) * parts
             busy += row

@@ -109,7 +109,7 @@ def test_no_warnings(builds):
 
 
 def test_every_function_is_there(builds):
-    split = {"split_gram", "split_solve", "split_check", "split_finish"}
+    split = {"split_gram", "split_solve"}
     for launch, build in builds:
         assert build.functions.keys() == (split if launch.kernel == "split" else {launch.kernel})
 
@@ -159,7 +159,6 @@ def test_shared_memory_of_primal_kernels():
     """The formulas of launch.py and the constants of the kernels."""
     constants = {
         "primal": "kSharedFloats", "split_gram": "kGramFloats", "split_solve": "kSolveFloats",
-        "split_check": "kCheckFloats", "split_finish": "kFinishFloats",
     }  # fmt: skip
     for launch in nvrtc.specialisations(nvrtc.DEVICES[90]).values():
         if launch.kernel not in ("primal", "split") or VARIANTS & dict(launch.macros).keys():

@@ -319,29 +319,41 @@ def _primal(
     size = round_up(n_factors, 32)
     tensor_cores = tensor_cores and limits.has_tensor_cores
     room = _primal_floats(size, solver.kernel, tensor_cores)
-    shared_bytes = 4 * (
-        room["vectors"] + max(room["stages"], room["panels"]) + max(room["solver"], room["sums"])
-    )
-    if size > 256 or shared_bytes > limits.shared_per_block:
-        return None
     edge = 8 if size <= 64 else 16
     blocks = 6 if edge == 8 else 2 if size <= 128 else 1
     # These need more registers than two blocks have each.
     hungry = signed or stored_half or (limits.architecture == 80 and size == 128)
     if solver.kernel == "nnls" or (edge == 16 and hungry):
         blocks = 1
+
+    def shared_bytes(besides: int) -> int:
+        return 4 * (room["vectors"] + max(room["stages"], room["panels"]) + besides)
+
+    used, kept = shared_bytes(room["solver"]), False
+    if solver.kernel == "cholesky":
+        used = shared_bytes(room["sums"])
+        copied = shared_bytes(max(room["panels"], room["sums"]))
+        # A copy of the system spares a second pass over the entries, but is worth no block.
+        if copied <= limits.shared_per_block:
+            kept = min(blocks, limits.blocks(copied)) == min(blocks, limits.blocks(used))
+        if kept:
+            used = copied
+    if size > 256 or used > limits.shared_per_block:
+        return None
     macros = {
         "EDGE": edge,
         "UNITS": size // (2 * edge),
-        "BLOCKS": min(blocks, limits.blocks(shared_bytes)),
+        "BLOCKS": min(blocks, limits.blocks(used)),
         "SOLVER": _SOLVERS[solver.kernel],
     }
+    if kept:
+        macros["KEPT"] = 1
     if signed:
         macros["SIGNED"] = 1
     if tensor_cores:
         macros["TENSOR_CORES"] = 1
     return Launch(
-        kernel="primal", macros=tuple(macros.items()), block=edge * edge, shared_bytes=shared_bytes
+        kernel="primal", macros=tuple(macros.items()), block=edge * edge, shared_bytes=used
     )
 
 
@@ -386,7 +398,7 @@ def _primal_floats(size: int, kernel: str, tensor_cores: bool) -> dict[str, int]
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
     panels = panel_floats(size)
     return {
-        "vectors": 4 * size + _EXCHANGE * threads // 32,
+        "vectors": 4 * size + 4 + _EXCHANGE * threads // 32,
         "stages": 4 * threads + 2 * tile_rows * (size + 8),
         "panels": panels,
         "solver": {"cholesky": 0, "cg": size, "nnls": panels}[kernel],
@@ -402,8 +414,6 @@ def _split_functions(
     room = _primal_floats(size, kernel, tensor_cores)
     used = {
         "split_gram": room["stages"],
-        "split_solve": room["panels"] + room["solver"],
-        "split_check": room["sums"],
-        "split_finish": room["panels"] + size,
+        "split_solve": room["panels"] + (room["sums"] if kernel == "cholesky" else room["solver"]),
     }
     return tuple((name, 4 * (room["vectors"] + floats)) for name, floats in used.items())

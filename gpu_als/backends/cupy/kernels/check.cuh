@@ -7,6 +7,10 @@
 #include "half_sweep.cuh"
 #include "reduce.cuh"
 
+__host__ __device__ constexpr int larger(int a, int b) {
+    return a > b ? a : b;
+}
+
 template <int THREADS, int SIZE>
 struct Checker {
     static constexpr int kQuads = SIZE / 4;
