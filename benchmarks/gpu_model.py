@@ -157,10 +157,12 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     # dual_block.cu
     "for (int i = tid; i < SIZE": lambda s: _up(s.size, s.threads),
     "for (int c = tid; c < stride": lambda s: _up(s.stride, s.threads),
-    "for (chunk.first = 0": lambda s: _up(s.stride, s.chunk),
+    "for (int turn = 0; turn < chunks": lambda s: _up(s.stride, s.chunk),
     "for (int first = threadIdx.x / lanes": (
         lambda s: _up(s.entries, 4 * s.threads // _lanes(s.chunk // 4)),
-        *2 * (lambda s: 0 if s.chunk >= s.stride else _up(s.entries, 4 * s.threads // 32),),
+        # Passes find their first chunk there.
+        lambda s: _up(s.entries, 4 * s.threads // _lanes(s.chunk // 4))
+        * (1 - 1 / _up(s.stride, s.chunk)),
     ),
     "for (int c = own; c < chunk.width": lambda s: _up(s.chunk, 4 * _lanes(s.chunk // 4)),
     "for (int c = 0; c < chunk.width; c += 4) {": lambda s: _up(s.chunk, 4),

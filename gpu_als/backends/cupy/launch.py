@@ -45,7 +45,8 @@ added in the same order on every device."""
 _WARP_ENTRIES = (8, 16, 24, 32)
 _SMALL_BLOCK_ENTRIES = (8, 16, 24, 32, 40, 48, 56, 64)  # EDGE = 8
 _LARGE_BLOCK_ENTRIES = (80, 96, 112, 128, 160, 192, 224, 256)  # EDGE = 16
-_LONGEST_CHUNK = 128
+_SHORTEST_CHUNK = 64
+_BESIDE_ONE_ANOTHER = 4  # blocks, that chunks are made smaller for
 _AMPLE = 160 << 10  # shared memory of a multiprocessor that holds two large blocks
 _RESERVED = 1024  # bytes of shared memory that the system keeps for every block
 _WARP_BYTES = 40 << 10  # a warp that needs more would be too lonely on its multiprocessor
@@ -268,40 +269,39 @@ def _dual(entries: int, n_factors: int, limits: DeviceLimits) -> Launch | None:
                 rows_per_block=warps,
             )
     edge = 8 if entries <= _SMALL_BLOCK_ENTRIES[-1] else 16
-    chunk = _chunk(entries, edge, n_factors, limits)
-    if chunk is None:
-        return None
-    shared_bytes = 4 * dual_block_floats(entries, edge, n_factors, chunk)
     # How many are to share a multiprocessor's registers; whether they do is up to shared memory.
     blocks = 6 if edge == 8 else 1
     if edge == 16 and entries <= 128 and limits.shared_per_multiprocessor >= _AMPLE:
         blocks = 2
+    chunk = _chunk(entries, edge, n_factors, limits, min(blocks, _BESIDE_ONE_ANOTHER))
+    if chunk is None:
+        return None
     return Launch(
         kernel="dual_block",
         macros=(("EDGE", edge), ("TILES", entries // edge), ("BLOCKS", blocks)),
         block=edge * edge,
-        shared_bytes=shared_bytes,
+        shared_bytes=4 * dual_block_floats(entries, edge, n_factors, chunk),
         chunk=chunk,
     )
 
 
-def _chunk(entries: int, edge: int, n_factors: int, limits: DeviceLimits) -> int | None:
+def _chunk(
+    entries: int, edge: int, n_factors: int, limits: DeviceLimits, wanted: int
+) -> int | None:
     """Return how many columns of W a block of dual_block.cu holds at a time.
 
-    All of them, if they fit; else as many as let two blocks share a multiprocessor; None where
-    not even 32 fit.
+    As many as let ``wanted`` blocks share a multiprocessor, or, where not even 32 do, fewer blocks;
+    None where one block cannot hold 32.
     """
-
-    def fits(chunk: int, blocks: int) -> bool:
-        used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
-        return used <= limits.shared_per_block and blocks <= limits.blocks(used)
-
-    if fits(stride_of(n_factors), 1):
-        return stride_of(n_factors)
-    for blocks in (2, 1):
-        for chunk in range(_LONGEST_CHUNK, 31, -32):
-            if fits(chunk, blocks):
-                return chunk
+    stride = stride_of(n_factors)
+    for blocks in range(wanted, 0, -1):
+        # Chunks of about the same size, for none of them to be short.
+        parts = range(2, -(-stride // 32) + 1)
+        for chunk in (stride, *(round_up(-(-stride // n), 32) for n in parts)):
+            used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
+            if used <= limits.shared_per_block and blocks <= limits.blocks(used):
+                if chunk >= min(stride, _SHORTEST_CHUNK) or blocks == 1:
+                    return chunk
     return None
 
 
