@@ -8,9 +8,10 @@ similar length. Three kernels share them:
     dual_block   rows shorter than n_factors, up to 256 entries: one block each
     primal       all other rows: one block each; very long ones cut into segments (split)
 
-Rows for which the device's shared memory is too small, and empty rows, are left to the general
-path. Plans depend on the device only through its limits, and only in where rows go: the numbers a
-kernel computes for a row depend on the row alone.
+Empty rows go the way of the shortest ones where these are in dual form. Rows for which the device's
+shared memory is too small are left to the general path, and so are other empty rows. Plans depend
+on the device only through its limits, and only in where rows go: the numbers a kernel computes for
+a row depend on the row alone.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Launch:
     """One launch: rows ``start`` to ``stop`` of the order, by one specialisation of one kernel.
 
     The rows come shortest first; blocks begin with the last, and so the longest, of them.
-    ``functions`` are those of split rows, with the bytes of shared memory that a block of each
+    ``empty`` rows have no entries. ``functions`` are those of split rows, with the bytes of shared memory that a block of each
     uses, at most ``shared_bytes``.
     """
 
@@ -100,6 +101,7 @@ class Launch:
     chunk: int | None = None
     segment: int | None = None
     functions: tuple[tuple[str, int], ...] = ()
+    empty: bool = False
     start: int = 0
     stop: int = 0
 
@@ -116,6 +118,8 @@ class Launch:
     @property
     def path(self) -> str:
         """The name under which reports count the rows."""
+        if self.empty:
+            return "shared"
         return {"dual_warp": "dual", "dual_block": "dual", "split": "long"}.get(
             self.kernel, ("primal", "cg", "nnls")[dict(self.macros).get("SOLVER", 0)]
         )
@@ -210,11 +214,15 @@ def _ladder(
     segment: int,
 ) -> Iterator[tuple[int, Launch | None]]:
     """Yield, from short to long rows, the longest row of a class and its launch."""
-    yield 0, None  # empty rows have no system of their own
     if solver.kernel not in _SOLVERS:
         yield _ANY_LENGTH, None
         return
-    if span.definite and solver.kernel == "cholesky":
+    dual_form = span.definite and solver.kernel == "cholesky"
+    # Empty rows have no system of their own; the dual form's is the identity, so it may as well
+    # take them, and nobody has to ask which rows are left.
+    shortest = _dual(_WARP_ENTRIES[0], n_factors, limits) if dual_form else None
+    yield 0, None if shortest is None else replace(shortest, empty=True)
+    if dual_form:
         for longest in _WARP_ENTRIES + _SMALL_BLOCK_ENTRIES[4:] + _LARGE_BLOCK_ENTRIES:
             dual = _dual(longest, n_factors, limits)
             if dual is None:
