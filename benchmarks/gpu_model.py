@@ -2,21 +2,21 @@
 
 Every kernel of a half-sweep is compiled and disassembled (kernel_sass.py). A loop of the machine
 code is known by the ``for`` of the source that it comes from, and how often that turns follows from
-the row's length (:func:`trips`). Two times of a row follow: what its instructions and bytes take of
-the busiest pipe of a multiprocessor, and how long one warp waits for its own instructions, one after
-the other. The first is shared by all resident blocks, the second passes for all at once, so a row
-costs the larger of the first and the second over the number of resident blocks. Rows are spread over
-all multiprocessors; nothing is faster than the device's memory, nor than its longest row.
+the row's length (``LOOPS``). Two times of a row follow: what its instructions and bytes take of the
+busiest pipe of a multiprocessor, and how long one warp waits for its own instructions, one after
+another. The first is shared by all resident blocks, the second passes for all at once, so a row
+costs the larger of the first and the second over the number of resident blocks. Rows are spread
+over all multiprocessors; nothing is faster than the device's memory, nor than its longest row.
 
-Beside it stand the floor, the least arithmetic and bytes that any exact method has (direct, the
-cheaper of dual and primal form, or conjugate gradients that need ``STEPS`` passes), and the kernel of
-``implicit``, one block for each row, bound by its longest row.
+Beside it stand the floor, the least arithmetic and bytes that an exact method has (direct: the
+cheaper of dual and primal form; any: or conjugate gradients that need ``STEPS`` passes), and the
+kernel of ``implicit``, one block for each row, bound by its longest row.
 
     python benchmarks/gpu_model.py [--shapes ml20m lastfm] [--factors 64 128 256] [--tensor-cores]
-        [--divisor 1] [--rows] [--nvrtc 13.0] [--measured benchmarks/results/gpu-suite-*.json]
+        [--divisor 1] [--rows] [--nvrtc 13.0]
 
-Latencies and rates are published ones of Hopper, so expect errors of a third. ``--measured`` prints
-the measured times of the suite beside the predicted ones.
+Latencies and rates are published ones of Hopper, so expect errors of a third. What gpu_suite.py has
+measured (benchmarks/results/gpu-*.json) is printed beside.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from typing import Any
 
 import numpy as np
 from gpu_floor import Work
+from gpu_sections import PEER_PATH
 from gpu_shapes import SHAPES
 from kernel_resources import occupancy
 from kernel_sass import (
+    BARRIER_CYCLES,
     LATENCY,
     LDG_FROM_MEMORY,
-    PIPES,
     Instruction,
     Loop,
     cycles_alone,
@@ -135,8 +136,9 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     # cholesky.cuh
     "for (int p = 0; p < matrix.size / kPanel": (lambda s: s.size // 32, lambda s: 0),
     "for (int top = ty; top < rows": lambda s: np.mean(_update_turns(s)),
-    "for (int q = 0; q < p": lambda s: np.dot(_update_turns(s), _panels(s))
-    / max(1, sum(_update_turns(s))),
+    "for (int q = 0; q < p": lambda s: (
+        np.dot(_update_turns(s), _panels(s)) / max(1, sum(_update_turns(s)))
+    ),
     "for (int l = 0; l < kPanel": lambda s: 8,
     "for (int p = matrix.size / kPanel - 1": (lambda s: s.size // 32, lambda s: 0),
     "for (int r = first + kPanel + warp": lambda s: np.mean(
@@ -150,7 +152,9 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     "for (int c = threadIdx.x; c < problem.stride": lambda s: _up(s.stride, s.threads),
     # check.cuh, primal.cu
     "for (int base = group": _check,
-    "for (int e = 4 * threadIdx.x": lambda s: _up(36 * (s.size // 32) * (s.size // 2 + 17), 4 * s.threads),
+    "for (int e = 4 * threadIdx.x": lambda s: _up(
+        36 * (s.size // 32) * (s.size // 2 + 17), 4 * s.threads
+    ),
     "for (; c + 3 <= r": lambda s: s.size // 8,
     "for (; c <= r": lambda s: 0,
     "for (; c < SIZE": lambda s: s.size // 2,
@@ -161,8 +165,9 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     "for (int first = threadIdx.x / lanes": (
         lambda s: _up(s.entries, 4 * s.threads // _lanes(s.chunk // 4)),
         # Passes find their first chunk there.
-        lambda s: _up(s.entries, 4 * s.threads // _lanes(s.chunk // 4))
-        * (1 - 1 / _up(s.stride, s.chunk)),
+        lambda s: (
+            _up(s.entries, 4 * s.threads // _lanes(s.chunk // 4)) * (1 - 1 / _up(s.stride, s.chunk))
+        ),
     ),
     "for (int c = own; c < chunk.width": lambda s: _up(s.chunk, 4 * _lanes(s.chunk // 4)),
     "for (int c = 0; c < chunk.width; c += 4) {": lambda s: _up(s.chunk, 4),
@@ -181,8 +186,12 @@ LOOPS: dict[str, Trips | tuple[Trips, ...]] = {
     "for (int i = 0; i < n": lambda s: s.n,
     "for (int c = lane; c < stride": lambda s: _up(s.stride, 32),
     # split.cu
-    "for (int e = threadIdx.x; e <= PANELS": lambda s: _up(36 * (s.size // 32) * (s.size // 2 + 17), s.threads),
-    "for (int e = threadIdx.x; e < PANELS": lambda s: _up(36 * (s.size // 32) * (s.size // 2 + 17), s.threads),
+    "for (int e = threadIdx.x; e <= PANELS": lambda s: _up(
+        36 * (s.size // 32) * (s.size // 2 + 17), s.threads
+    ),
+    "for (int e = threadIdx.x; e < PANELS": lambda s: _up(
+        36 * (s.size // 32) * (s.size // 2 + 17), s.threads
+    ),
     "for (int64 s = 0": lambda s: _up(s.n, 4096),
 }
 """Beginnings of lines of the source, the longer before the shorter; where several loops of a
@@ -253,7 +262,8 @@ def cost_of(
         if np.all(times == 0):
             return
         own = [
-            each for each in loop.own
+            each
+            for each in loop.own
             if not any(absent.search(source_line(line)) for line in each.lines)
         ]
         if text == "refinement":  # a row that is not refined skips its solutions
@@ -264,7 +274,9 @@ def cost_of(
         for pipe, cycles in used.items():
             total.pipes[pipe] = total.pipes[pipe] + times * cycles * share * warps
         waits = cycles_alone(own, ldg if factors else LDG_FROM_MEMORY)
-        total.alone = total.alone + times * np.maximum(waits, max(used.values(), default=0.0) * share * warps)
+        total.alone = total.alone + times * np.maximum(
+            waits, max(used.values(), default=0.0) * share * warps
+        )
         groups: dict[Any, list[Loop]] = {}
         for inner in loop.inner:
             place = inner.own[-1].lines[0]
@@ -286,7 +298,8 @@ def cost_of(
             # One of them is unrolled, the others take what is left over.
             main = max(loops, key=lambda each: len(each.own))
             least = min(loops, key=lambda each: len(each.own))
-            multiplies = (_lookup(name, MULTIPLIES) or (lambda s: _weight(least)))(s)
+            asked = _lookup(name, MULTIPLIES)
+            multiplies = asked(s) if asked else _weight(least)
             copies = max(1, round(_weight(main) / max(1, multiplies)))
             if np.max(turns) < copies and main is not least:
                 main, copies = least, max(1, round(_weight(least) / max(1, multiplies)))
@@ -296,7 +309,7 @@ def cost_of(
     return total
 
 
-def _weight(loop: Loop) -> int:
+def _weight(loop: Loop) -> float:
     """Return what says how often a loop was unrolled."""
     memory = sum(each.opcode in ("LDG", "STG", "LDS", "STS") for each in loop.own)
     fused = sum(each.opcode == "FFMA" for each in loop.own)
@@ -330,7 +343,9 @@ def predict(
     ldg = LATENCY["LDG"] + missing * (LDG_FROM_MEMORY - LATENCY["LDG"])
     found = []
     for launch in plan.launches:
-        n, counts = np.unique(lengths[packing.places[launch.start : launch.stop]], return_counts=True)
+        n, counts = np.unique(
+            lengths[packing.places[launch.start : launch.stop]], return_counts=True
+        )
         build = nvrtc.build(launch, device.architecture, version)
         busy, alone, pipes = np.zeros(len(n)), np.zeros(len(n)), defaultdict(float)
         for name, code in functions_of(launch, device.architecture, version).items():
@@ -357,7 +372,9 @@ def predict(
             alone += cost.alone
             for pipe, cycles in cost.pipes.items():
                 pipes[pipe] += float((np.broadcast_to(cycles * parts, len(n)) * counts).sum())
-            pipes["waiting"] += float((cost.alone / blocks / launch.rows_per_block * parts * counts).sum())
+            pipes["waiting"] += float(
+                (cost.alone / blocks / launch.rows_per_block * parts * counts).sum()
+            )
         work = Work.of(n.repeat(counts), k)
         found.append(
             Prediction(
@@ -391,6 +408,32 @@ def half_sweep_ms(found: Sequence[Prediction], memory_ms: float, device: Device)
     return max(together, memory_ms, longest) + 1e3 * device.launch * len(found)
 
 
+def implicit_ms(lengths: Sequence[Array], k: int, device: Device) -> float:
+    """Return what an iteration by three steps of ``implicit`` 0.7.3 takes.
+
+    It has a block of k threads for each row, which passes the row's entries one after the other,
+    once for the residual and once for each step. Each of them waits for its index, its factors, two
+    sums over a warp and three barriers, so the longest row of each side is the time.
+    """
+    warps = -(-k // 32)
+    entry = 2 * LATENCY["LDG"] + 2 * 5 * LATENCY["SHFL"] + 3 * BARRIER_CYCLES + 40 * warps
+    return 1e3 * 4 * entry * sum(int(n.max()) for n in lengths) / device.clock
+
+
+def measured(folder: Path) -> dict[tuple[str, int, str], float]:
+    """Return what gpu_suite.py measured: ms by shape, k and path, of the latest results."""
+    found = {}
+    for path in sorted(folder.glob("gpu-*.json")):
+        for section in json.loads(path.read_text())["sections"].values():
+            for row in section["rows"]:
+                if row.get("objective") == "implicit" and {"path", "ms"} <= row.keys():
+                    found[row["shape"], row["k"], row["path"]] = row["ms"]
+    return found
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -406,13 +449,17 @@ def main() -> None:
         parser.exit(
             message="needs NVRTC and nvdisasm: pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm\n"
         )
-    device = Device()
+    device, known = Device(), measured(RESULTS)
+    print(
+        "predicted ms of an iteration; measured ones at the right\n"
+        "shape      k     ours  floor: direct        any  implicit |     ours implicit"
+    )
     for shape in arguments.shapes:
         matrix = SHAPES[shape].scaled(arguments.divisor).draw()
         for k in arguments.factors:
             total = Counter[str]()
-            for side, rows in zip(("users", "items"), matrix.sides, strict=True):
-                lengths = np.diff(rows.indptr)
+            sides = [np.diff(rows.indptr) for rows in matrix.sides]
+            for side, rows, lengths in zip(("users", "items"), matrix.sides, sides, strict=True):
                 found = predict(
                     lengths, rows.n_fixed, k, device,
                     tensor_cores=arguments.tensor_cores, version=versions[arguments.nvrtc],
@@ -422,19 +469,26 @@ def main() -> None:
                 for way in ("direct", "any"):
                     total[way] += max(floor["memory"], floor[way])
                 if arguments.rows:
-                    print(f"\n{shape}, {side}, k = {k}")
-                    for each in found:
-                        macros = " ".join(f"{a}={b}" for a, b in each.launch.macros)
-                        print(
-                            f"{each.launch.kernel:10} {each.rows:8} rows {each.entries:9} entries "
-                            f"{each.ms:7.2f} ms, {each.floor_ms / each.ms:4.0%} of the floor, by "
-                            f"{each.limit:8} longest row {each.alone_ms:6.3f} ms  {macros}"
-                        )
+                    print_launches(f"{shape}, {side}, k = {k}", found)
+            times = known.get((shape, k, "kernels")), known.get((shape, k, PEER_PATH))
             print(
-                f"{shape} k = {k}: ours {total['ours']:.1f} ms, floor direct {total['direct']:.1f}, "
-                f"any {total['any']:.1f}",
+                f"{shape:7} {k:4} {total['ours']:8.1f} {total['direct']:13.1f} "
+                f"{total['any']:10.1f} {implicit_ms(sides, k, device):9.0f} | "
+                + " ".join("       -" if ms is None else f"{ms:8.1f}" for ms in times),
                 flush=True,
             )
+
+
+def print_launches(title: str, found: Sequence[Prediction]) -> None:
+    """Print a line for each launch of a half-sweep."""
+    print(f"\n{title}")
+    for each in found:
+        macros = " ".join(f"{name}={value}" for name, value in each.launch.macros)
+        print(
+            f"{each.launch.kernel:10} {each.rows:8} rows {each.entries:9} entries {each.ms:7.2f} "
+            f"ms, {each.floor_ms / each.ms:4.0%} of the floor, by {each.limit:8} longest row "
+            f"{each.alone_ms:6.3f} ms  {macros}"
+        )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 Compiles every kernel that a half-sweep can launch with NVRTC (``pip install nvidia-cuda-nvrtc``)
 and disassembles it with nvdisasm (``pip install nvidia-cuda-nvdisasm``, or any CUDA toolkit; also
 where the environment variable NVDISASM points). One line for each function: registers, bytes
-spilled, shared memory, blocks that share a multiprocessor, and of its hot loop, the one that
-multiplies most, the loads from global memory that are in flight at once, the instructions for each
-multiply-add, and the share of the multiply-add peak that the resident blocks reach in it.
+spilled, shared memory, blocks that share a multiprocessor; of its hot loop, where the Gram grows,
+the loads of factors that are in flight at once, the instructions for each multiply-add, and the
+share of the float32 multiply-add peak that the resident blocks reach in it. What whole rows take is
+predicted by gpu_model.py.
 
     python benchmarks/kernel_sass.py [--architecture 90] [--factors 64 128 256] [--nvrtc 13.0]
         [--tensor-cores]
@@ -100,11 +101,9 @@ class Loop:
             yield from loop.walk()
 
     @property
-    def multiplies(self) -> int:
-        """FFMA; a product of tensor cores counts as its 32 multiply-adds for each lane."""
-        return sum(
-            {"FFMA": 1, "HMMA": 32}.get(each.opcode, 0) for each in self.own
-        )
+    def multiplies(self) -> float:
+        """FFMA; three products of tensor cores count as the 32 of each lane that they replace."""
+        return sum({"FFMA": 1, "HMMA": 32 / 3}.get(each.opcode, 0) for each in self.own)
 
 
 def find_disassembler() -> Path | None:
@@ -284,9 +283,36 @@ def loads_in_flight(code: Sequence[Instruction]) -> int:
     return most
 
 
+_GRAM = re.compile(r"sum\[(h\]\[)?a\]\[b\] = add_dot|to\[[01]\]\.[xy] = |mma_tf32")
+
+
 def hot_loop(code: Sequence[Instruction]) -> Loop:
-    """Return the loop that multiplies most."""
-    return max(loops_of(code).walk(), key=lambda loop: loop.multiplies)
+    """Return the loop that adds most to a Gram matrix; else the one that multiplies most."""
+
+    def share(loop: Loop) -> tuple[int, float]:
+        texts = ({source_line(line) for line in each.lines} for each in loop.own)
+        gram = sum(any(_GRAM.search(text) for text in some) for some in texts)
+        return gram, loop.multiplies
+
+    return max(loops_of(code).walk(), key=share)
+
+
+def gathers(code: Sequence[Instruction], hot: Loop) -> list[Instruction]:
+    """Return the loop that loads rows of factors for the hot one: around it, or the busiest."""
+    loading = [
+        loop for loop in loops_of(code).walk()
+        if any(each.opcode == "LDG" and each.bytes >= 8 for each in loop.own)
+    ]  # fmt: skip
+    around = [loop for loop in loading if hot.own[0] in flat(loop)]
+    if around[1:]:  # beyond the function itself
+        return flat(around[-1])
+    return max((flat(loop) for loop in loading), key=loads_in_flight, default=[])
+
+
+def flat(loop: Loop) -> list[Instruction]:
+    """Return the instructions of a loop and of those inside, by address."""
+    found = [each for one in loop.walk() for each in one.own]
+    return sorted(found, key=lambda each: each.address)
 
 
 @functools.cache
@@ -331,7 +357,7 @@ def main() -> None:
                 macros = " ".join(f"{key}={value}" for key, value in launch.macros)
                 print(
                     f"{name:13} {found.registers:9} {found.spill_bytes:7} {shared / 1024:9.1f} "
-                    f"{blocks:6} | {loads_in_flight(loop.own):25} "
+                    f"{blocks:6} | {loads_in_flight(gathers(code, loop)):25} "
                     f"{len(loop.own) / max(1, loop.multiplies):19.2f} "
                     f"{peak_share(loop, launch.block // 32, blocks):11.0%}   {macros}",
                     flush=True,

@@ -143,9 +143,7 @@ def check_macros(case):
         macros = dict(launch.macros)
         assert len(macros) == len(launch.macros)
         assert ("STORED_HALF" in macros) == case.options["stored_half"]
-        assert ("TENSOR_CORES" in macros) == (
-            tensor_cores and not launch.kernel.startswith("dual")
-        )
+        assert ("TENSOR_CORES" in macros) == (tensor_cores and not launch.kernel.startswith("dual"))
 
 
 def check_paths(case):

@@ -89,8 +89,8 @@ class Launch:
     """One launch: rows ``start`` to ``stop`` of the order, by one specialisation of one kernel.
 
     The rows come shortest first; blocks begin with the last, and so the longest, of them.
-    ``empty`` rows have no entries. ``functions`` are those of split rows, with the bytes of shared memory that a block of each
-    uses, at most ``shared_bytes``.
+    ``empty`` rows have no entries. ``functions`` are those of split rows, with the bytes of shared
+    memory that a block of each uses, at most ``shared_bytes``.
     """
 
     kernel: str
@@ -307,9 +307,9 @@ def _chunk(
         parts = range(2, -(-stride // 32) + 1)
         for chunk in (stride, *(round_up(-(-stride // n), 32) for n in parts)):
             used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
-            if used <= limits.shared_per_block and blocks <= limits.blocks(used):
-                if chunk >= min(stride, _SHORTEST_CHUNK) or blocks == 1:
-                    return chunk
+            fits = used <= limits.shared_per_block and blocks <= limits.blocks(used)
+            if fits and (chunk >= min(stride, _SHORTEST_CHUNK) or blocks == 1):
+                return chunk
     return None
 
 
