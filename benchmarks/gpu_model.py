@@ -120,7 +120,7 @@ def _update_turns(s: Size) -> list[int]:
 def _check(s: Size) -> Array:
     quads = s.size // 4
     group = 32 if quads >= 32 else 16 if quads > 8 else 8
-    at_once = s.threads // group * (4 // max(1, _up(quads, group)))
+    at_once = s.threads // group * 4
     return _up(s.n, at_once)
 
 
