@@ -114,48 +114,53 @@ def compile_for(
 
     By the newest NVRTC, unless a version is given.
     """
-    return _read(
-        _kept(source, [*options, f"-arch=sm_{architecture}", "--ptxas-options=-v"], version)[1]
-    )
+    options = [*options, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+    return _read(_kept(source, options, version, "ProgramLog").decode())
 
 
 def ptx_for(
     source: str, options: Sequence[str], architecture: int, version: Version | None = None
 ) -> str:
     """Return the PTX for a source, as :func:`compile_for` does what it takes of a device."""
-    return _kept(source, [*options, f"-arch=compute_{architecture}"], version)[0]
+    return _kept(source, [*options, f"-arch=compute_{architecture}"], version, "PTX").decode()
 
 
-def _kept(source: str, options: Sequence[str], version: Version | None) -> tuple[str, str]:
-    """Return the PTX and the log of a compilation."""
+def cubin(launch: Launch, architecture: int, version: Version | None = None) -> bytes:
+    """Return the machine code of the specialisation that a launch asks for, with line numbers."""
+    options = [*OPTIONS, *define(launch.macros), f"-arch=sm_{architecture}", "-lineinfo"]
+    return _kept(source_of(launch.kernel), options, version, "CUBIN")
+
+
+def _kept(source: str, options: Sequence[str], version: Version | None, wanted: str) -> bytes:
+    """Return the result of :func:`_compile`, from disk where it is there."""
     version, options = version or newest(), [*options, *CUPY_OPTIONS]
 
     def make(file: Path) -> None:
-        file.write_text("\0".join(_compile(source, options, version)))
+        file.write_bytes(_compile(source, options, version, wanted))
 
-    ptx, log = kept([source, *options, str(version)], make).read_text().split("\0")
-    return ptx, log
+    return kept([source, *options, str(version), wanted], make).read_bytes()
 
 
-def _compile(source: str, options: Sequence[str], version: Version | None) -> tuple[str, str]:
-    """Return the PTX and the compiler's log."""
+def _compile(source: str, options: Sequence[str], version: Version | None, wanted: str) -> bytes:
+    """Return what NVRTC has: the ``ProgramLog``, the ``PTX`` or the ``CUBIN``."""
     nvrtc = _library(version)
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    program = ctypes.c_void_p()
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
+
+    def get(what: str) -> bytes:
+        size = ctypes.c_size_t()
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        found = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{what}")(program, found)
+        return found.raw if what == "CUBIN" else found.value  # texts end with a zero
+
     try:
-        failed = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
-        ptx = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetPTX(program, ptx)
+        if nvrtc.nvrtcCompileProgram(program, len(options), arguments):
+            raise CompileError(get("ProgramLog").decode())
+        return get(wanted)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    if failed:
-        raise CompileError(log.value.decode())
-    return ptx.value.decode(), log.value.decode()
 
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")

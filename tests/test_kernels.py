@@ -128,7 +128,13 @@ def test_every_rung_is_tried():
 
     for names in (("EDGE", "TILES", "UNITS"), ("WARPS",)):
         assert rungs(plans, *names) == rungs(tried, *names)
-    assert {launch.chunk == 520 for launch in tried[-3] if launch.chunk} == {True, False}
+    chunked = {
+        launch.chunk < case.k
+        for case, launches in zip(EVERY_WIDTH + MANY_LENGTHS, tried, strict=True)
+        for launch in launches
+        if launch.chunk
+    }
+    assert chunked == {True, False}
 
 
 @cases(*MANY_LENGTHS, *EVERY_WIDTH[1::2])

@@ -1,5 +1,7 @@
 """Every kernel that plans launch, compiled for every kind of architecture; no GPU takes part."""
 
+import re
+
 import nvrtc
 import pytest
 
@@ -109,7 +111,7 @@ def test_no_warnings(builds):
 
 
 def test_every_function_is_there(builds):
-    split = {"split_gram", "split_solve", "split_check", "split_finish"}
+    split = {"split_gram", "split_solve"}
     for launch, build in builds:
         assert build.functions.keys() == (split if launch.kernel == "split" else {launch.kernel})
 
@@ -159,7 +161,6 @@ def test_shared_memory_of_primal_kernels():
     """The formulas of launch.py and the constants of the kernels."""
     constants = {
         "primal": "kSharedFloats", "split_gram": "kGramFloats", "split_solve": "kSolveFloats",
-        "split_check": "kCheckFloats", "split_finish": "kFinishFloats",
     }  # fmt: skip
     for launch in nvrtc.specialisations(nvrtc.DEVICES[90]).values():
         if launch.kernel not in ("primal", "split") or VARIANTS & dict(launch.macros).keys():
@@ -172,6 +173,69 @@ def test_shared_memory_of_primal_kernels():
                 f"THREADS == {launch.block}",
             ],
         )  # fmt: skip
+
+
+# Loads that wait for nothing
+
+
+def multiplies_meanwhile(function):
+    """Return, for each load of factors in a function's PTX, the multiply-adds before its first use.
+
+    Lines are read in order; what is copied to another register is followed there.
+    """
+    lines = function.splitlines()
+    found = []
+    for at, line in enumerate(lines):
+        load = re.search(r"ld\.global(?:\.nc)?\.v4\.f32\s+{(.+)}, ", line)
+        if not load:
+            continue
+        held, multiplied = set(load[1].split(", ")), 0
+        for later in lines[at + 1 :]:
+            name, *operands = re.findall(r"[%\w.]+", later) or [""]
+            if not held.isdisjoint(operands[1:]):
+                if name != "mov.f32":
+                    break
+                held.add(operands[0])
+            multiplied += name == "fma.rn.ftz.f32"
+        found.append(multiplied)
+    return found
+
+
+def ptx_of(launch, function, patch=("", "")):
+    source = source_of(launch.kernel)
+    assert source.count(patch[0]) == 1 or patch[0] == ""
+    text = nvrtc.ptx_for(source.replace(*patch), [*OPTIONS, *define(launch.macros)], 90)
+    return text.split(f".entry {function}(")[1].split(".entry")[0]
+
+
+def primal_launch(k):
+    (launch,) = (
+        launch
+        for (kernel, macros), launch in nvrtc.specialisations(nvrtc.DEVICES[90], [k]).items()
+        if kernel == "split"
+        and dict(macros)["SOLVER"] == 0
+        and not {"TENSOR_CORES", *VARIANTS} & dict(macros).keys()
+    )
+    return launch
+
+
+@pytest.mark.parametrize("k", [64, 128, 256])
+def test_the_next_tile_is_loaded_before_the_gram_grows(k):
+    """And its numbers are first looked at behind the multiply-adds of this one."""
+    launch = primal_launch(k)
+    units = dict(launch.macros)["UNITS"]
+    of_an_entry = 4 * units * (units + 1) // 2
+    tile_quads = (16 if k <= 128 else 8) * k // 4
+    meanwhile = multiplies_meanwhile(ptx_of(launch, "split_gram"))
+    # Loads of a strip's first tile have nothing to wait behind.
+    assert sum(count >= of_an_entry for count in meanwhile) == tile_quads // launch.block
+
+
+def test_loads_that_are_waited_for_are_seen():
+    patch = "? load_factors(problem, index[i], c)", "? load_factors(problem, index[i], c) * 2.f"
+    meanwhile = multiplies_meanwhile(ptx_of(primal_launch(128), "split_gram", patch))
+    assert meanwhile
+    assert max(meanwhile) == 0
 
 
 # What the tests above look for is seen where it is

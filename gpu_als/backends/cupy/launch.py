@@ -8,9 +8,10 @@ similar length. Three kernels share them:
     dual_block   rows shorter than n_factors, up to 256 entries: one block each
     primal       all other rows: one block each; very long ones cut into segments (split)
 
-Rows for which the device's shared memory is too small, and empty rows, are left to the general
-path. Plans depend on the device only through its limits, and only in where rows go: the numbers a
-kernel computes for a row depend on the row alone.
+Empty rows go the way of the shortest ones where these are in dual form. Rows for which the device's
+shared memory is too small are left to the general path, and so are other empty rows. Plans depend
+on the device only through its limits, and only in where rows go: the numbers a kernel computes for
+a row depend on the row alone.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ added in the same order on every device."""
 _WARP_ENTRIES = (8, 16, 24, 32)
 _SMALL_BLOCK_ENTRIES = (8, 16, 24, 32, 40, 48, 56, 64)  # EDGE = 8
 _LARGE_BLOCK_ENTRIES = (80, 96, 112, 128, 160, 192, 224, 256)  # EDGE = 16
-_LONGEST_CHUNK = 128
+_SHORTEST_CHUNK = 64
+_BESIDE_ONE_ANOTHER = 4  # blocks, that chunks are made smaller for
 _AMPLE = 160 << 10  # shared memory of a multiprocessor that holds two large blocks
 _RESERVED = 1024  # bytes of shared memory that the system keeps for every block
 _WARP_BYTES = 40 << 10  # a warp that needs more would be too lonely on its multiprocessor
@@ -87,8 +89,8 @@ class Launch:
     """One launch: rows ``start`` to ``stop`` of the order, by one specialisation of one kernel.
 
     The rows come shortest first; blocks begin with the last, and so the longest, of them.
-    ``functions`` are those of split rows, with the bytes of shared memory that a block of each
-    uses, at most ``shared_bytes``.
+    ``empty`` rows have no entries. ``functions`` are those of split rows, with the bytes of shared
+    memory that a block of each uses, at most ``shared_bytes``.
     """
 
     kernel: str
@@ -99,6 +101,7 @@ class Launch:
     chunk: int | None = None
     segment: int | None = None
     functions: tuple[tuple[str, int], ...] = ()
+    empty: bool = False
     start: int = 0
     stop: int = 0
 
@@ -115,6 +118,8 @@ class Launch:
     @property
     def path(self) -> str:
         """The name under which reports count the rows."""
+        if self.empty:
+            return "shared"
         return {"dual_warp": "dual", "dual_block": "dual", "split": "long"}.get(
             self.kernel, ("primal", "cg", "nnls")[dict(self.macros).get("SOLVER", 0)]
         )
@@ -209,11 +214,15 @@ def _ladder(
     segment: int,
 ) -> Iterator[tuple[int, Launch | None]]:
     """Yield, from short to long rows, the longest row of a class and its launch."""
-    yield 0, None  # empty rows have no system of their own
     if solver.kernel not in _SOLVERS:
         yield _ANY_LENGTH, None
         return
-    if span.definite and solver.kernel == "cholesky":
+    dual_form = span.definite and solver.kernel == "cholesky"
+    # Empty rows have no system of their own; the dual form's is the identity, so it may as well
+    # take them, and nobody has to ask which rows are left.
+    shortest = _dual(_WARP_ENTRIES[0], n_factors, limits) if dual_form else None
+    yield 0, None if shortest is None else replace(shortest, empty=True)
+    if dual_form:
         for longest in _WARP_ENTRIES + _SMALL_BLOCK_ENTRIES[4:] + _LARGE_BLOCK_ENTRIES:
             dual = _dual(longest, n_factors, limits)
             if dual is None:
@@ -268,39 +277,38 @@ def _dual(entries: int, n_factors: int, limits: DeviceLimits) -> Launch | None:
                 rows_per_block=warps,
             )
     edge = 8 if entries <= _SMALL_BLOCK_ENTRIES[-1] else 16
-    chunk = _chunk(entries, edge, n_factors, limits)
-    if chunk is None:
-        return None
-    shared_bytes = 4 * dual_block_floats(entries, edge, n_factors, chunk)
     # How many are to share a multiprocessor's registers; whether they do is up to shared memory.
     blocks = 6 if edge == 8 else 1
     if edge == 16 and entries <= 128 and limits.shared_per_multiprocessor >= _AMPLE:
         blocks = 2
+    chunk = _chunk(entries, edge, n_factors, limits, min(blocks, _BESIDE_ONE_ANOTHER))
+    if chunk is None:
+        return None
     return Launch(
         kernel="dual_block",
         macros=(("EDGE", edge), ("TILES", entries // edge), ("BLOCKS", blocks)),
         block=edge * edge,
-        shared_bytes=shared_bytes,
+        shared_bytes=4 * dual_block_floats(entries, edge, n_factors, chunk),
         chunk=chunk,
     )
 
 
-def _chunk(entries: int, edge: int, n_factors: int, limits: DeviceLimits) -> int | None:
+def _chunk(
+    entries: int, edge: int, n_factors: int, limits: DeviceLimits, wanted: int
+) -> int | None:
     """Return how many columns of W a block of dual_block.cu holds at a time.
 
-    All of them, if they fit; else as many as let two blocks share a multiprocessor; None where
-    not even 32 fit.
+    As many as let ``wanted`` blocks share a multiprocessor, or, where not even 32 do, fewer blocks;
+    None where one block cannot hold 32.
     """
-
-    def fits(chunk: int, blocks: int) -> bool:
-        used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
-        return used <= limits.shared_per_block and blocks <= limits.blocks(used)
-
-    if fits(stride_of(n_factors), 1):
-        return stride_of(n_factors)
-    for blocks in (2, 1):
-        for chunk in range(_LONGEST_CHUNK, 31, -32):
-            if fits(chunk, blocks):
+    stride = stride_of(n_factors)
+    for blocks in range(wanted, 0, -1):
+        # Chunks of about the same size, for none of them to be short.
+        parts = range(2, -(-stride // 32) + 1)
+        for chunk in (stride, *(round_up(-(-stride // n), 32) for n in parts)):
+            used = 4 * dual_block_floats(entries, edge, n_factors, chunk)
+            fits = used <= limits.shared_per_block and blocks <= limits.blocks(used)
+            if fits and (chunk >= min(stride, _SHORTEST_CHUNK) or blocks == 1):
                 return chunk
     return None
 
@@ -319,29 +327,41 @@ def _primal(
     size = round_up(n_factors, 32)
     tensor_cores = tensor_cores and limits.has_tensor_cores
     room = _primal_floats(size, solver.kernel, tensor_cores)
-    shared_bytes = 4 * (
-        room["vectors"] + max(room["stages"], room["panels"]) + max(room["solver"], room["sums"])
-    )
-    if size > 256 or shared_bytes > limits.shared_per_block:
-        return None
     edge = 8 if size <= 64 else 16
     blocks = 6 if edge == 8 else 2 if size <= 128 else 1
     # These need more registers than two blocks have each.
     hungry = signed or stored_half or (limits.architecture == 80 and size == 128)
     if solver.kernel == "nnls" or (edge == 16 and hungry):
         blocks = 1
+
+    def shared_bytes(besides: int) -> int:
+        return 4 * (room["vectors"] + max(room["stages"], room["panels"]) + besides)
+
+    used, kept = shared_bytes(room["solver"]), False
+    if solver.kernel == "cholesky":
+        used = shared_bytes(room["sums"])
+        copied = shared_bytes(max(room["panels"], room["sums"]))
+        # A copy of the system spares a second pass over the entries, but is worth no block.
+        if copied <= limits.shared_per_block:
+            kept = min(blocks, limits.blocks(copied)) == min(blocks, limits.blocks(used))
+        if kept:
+            used = copied
+    if size > 256 or used > limits.shared_per_block:
+        return None
     macros = {
         "EDGE": edge,
         "UNITS": size // (2 * edge),
-        "BLOCKS": min(blocks, limits.blocks(shared_bytes)),
+        "BLOCKS": min(blocks, limits.blocks(used)),
         "SOLVER": _SOLVERS[solver.kernel],
     }
+    if kept:
+        macros["KEPT"] = 1
     if signed:
         macros["SIGNED"] = 1
     if tensor_cores:
         macros["TENSOR_CORES"] = 1
     return Launch(
-        kernel="primal", macros=tuple(macros.items()), block=edge * edge, shared_bytes=shared_bytes
+        kernel="primal", macros=tuple(macros.items()), block=edge * edge, shared_bytes=used
     )
 
 
@@ -386,7 +406,7 @@ def _primal_floats(size: int, kernel: str, tensor_cores: bool) -> dict[str, int]
     lanes = 32 if size >= 128 else (16 if size > 32 else 8)  # of one entry, check.cuh
     panels = panel_floats(size)
     return {
-        "vectors": 4 * size + _EXCHANGE * threads // 32,
+        "vectors": 4 * size + 4 + _EXCHANGE * threads // 32,
         "stages": 4 * threads + 2 * tile_rows * (size + 8),
         "panels": panels,
         "solver": {"cholesky": 0, "cg": size, "nnls": panels}[kernel],
@@ -402,8 +422,6 @@ def _split_functions(
     room = _primal_floats(size, kernel, tensor_cores)
     used = {
         "split_gram": room["stages"],
-        "split_solve": room["panels"] + room["solver"],
-        "split_check": room["sums"],
-        "split_finish": room["panels"] + size,
+        "split_solve": room["panels"] + (room["sums"] if kernel == "cholesky" else room["solver"]),
     }
     return tuple((name, 4 * (room["vectors"] + floats)) for name, floats in used.items())

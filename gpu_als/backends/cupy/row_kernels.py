@@ -287,22 +287,16 @@ class RowKernels:
     def _launch_split(self, launch: Launch, sweep: DescribedSweep, rows: Array) -> None:
         macros = dict(launch.macros)
         size = 2 * macros["EDGE"] * macros["UNITS"]
-        gram, solve, check, finish = (
+        gram, solve = (
             partial(self._kernel(launch, *function), shared_mem=function[1])
             for function in launch.functions
         )
         block, record = (launch.block,), sweep.record
         for tile in self._tiles(launch, sweep.problem, size):
             own, bounds, segments = rows[tile.start : tile.stop], tile.bounds, tile.segments
-            shares = self.xp.empty((len(segments), panel_floats(size)), np.float32)
-            checks = self.xp.empty((len(segments), size + 1), np.float32)
-            solutions = self.xp.empty((len(own), 2 * size + 1), np.float32)
-            many, few = (len(segments),), (len(own),)
-            gram(many, block, (record, own, segments, shares))
-            solve(few, block, (record, own, bounds, shares, solutions))
-            check(many, block, (record, own, segments, solutions, checks))
-            results = shares, solutions, checks
-            finish(few, block, (record, own, bounds, *results))
+            shares = self.xp.empty((len(segments), panel_floats(size) + 4), np.float32)
+            gram((len(segments),), block, (record, own, segments, shares))
+            solve((len(own),), block, (record, own, bounds, shares))
 
     def _tiles(self, launch: Launch, problem: LoadedProblem, size: int) -> list[SplitTiles]:
         key = launch.start, launch.stop, size
@@ -331,7 +325,7 @@ def _as_float32(array: Array | None) -> Array | None:
 
 
 def _kernel_count(launch: Launch) -> int:
-    return 4 if launch.kernel == "split" else 1
+    return 2 if launch.kernel == "split" else 1
 
 
 class StreamPool:

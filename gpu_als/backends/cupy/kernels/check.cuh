@@ -7,13 +7,17 @@
 #include "half_sweep.cuh"
 #include "reduce.cuh"
 
+__host__ __device__ constexpr int larger(int a, int b) {
+    return a > b ? a : b;
+}
+
 template <int THREADS, int SIZE>
 struct Checker {
     static constexpr int kQuads = SIZE / 4;
     static constexpr int kGroup = kQuads >= 32 ? 32 : (kQuads > 8 ? 16 : 8);
     static constexpr int kOwn = (kQuads + kGroup - 1) / kGroup;  // quads of each lane
     static constexpr int kGroups = THREADS / kGroup;
-    static constexpr int kAhead = 4 / kOwn;  // entries of a group that are on their way
+    static constexpr int kAhead = 4;  // entries of a group that are on their way
     static constexpr int kFloats = kGroups * SIZE;
 
     // Returns what entries first .. first + count - 1 add to the objective, to every thread, and

@@ -4,9 +4,10 @@
 //
 // Where S is ill-conditioned, one step of iterative refinement follows: S du = tau - shift u - W z.
 //
-// W passes through shared memory in chunks of `chunk` columns. Where all columns fit (chunk =
-// stride) it stays there and every row of `fixed` is read from global memory exactly once;
-// otherwise three times, for S, for z and for the check, and a fourth for refinement.
+// W passes through shared memory in chunks of `chunk` columns, for S, for z and for the check, and
+// once more for refinement. Each pass goes the other way than the one before it and finds its first
+// chunk there. So where all columns fit (chunk = stride) every row of `fixed` is read from global
+// memory exactly once, and of two chunks, four halves.
 //
 // Thread mapping. Threads form an EDGE x EDGE grid, warps 4 x 8 parts of it, which together read
 // the fewest rows of W. In the Gram thread (ty, tx) keeps S[ty + EDGE a][tx + EDGE b] for a >= b in
@@ -101,7 +102,7 @@ dual_block(HalfSweep problem, const int64* rows, int64 n_rows, int chunk_width) 
     Shared<float> sums = s.at + panel_floats(SIZE);
     Chunk chunk = {sums + WARPS * chunk_width, chunk_width % 8 == 4 ? chunk_width : chunk_width + 4,
                    0, chunk_width};
-    const bool resident = chunk_width == stride;
+    const int chunks = (stride + chunk_width - 1) / chunk_width;
 
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     const int tx = lane % 8 + warp % (EDGE / 8) * 8, ty = lane / 8 + warp / (EDGE / 8) * 4;
@@ -117,12 +118,24 @@ dual_block(HalfSweep problem, const int64* rows, int64 n_rows, int chunk_width) 
     for (int c = tid; c < stride; c += THREADS) z[c] = row.b0(problem, c) / row.shift;
     __syncthreads();
 
+    const auto go_to_chunk = [&](int number) {
+        chunk.first = number * chunk_width;
+        chunk.width = min(chunk_width, stride - chunk.first);
+    };
+    // Step `turn` of a pass that begins where the last one ended.
+    const auto next_chunk = [&](int turn, bool forward) {
+        if (turn == 0) return;
+        go_to_chunk(forward ? turn : chunks - 1 - turn);
+        load_chunk(problem, row, index, size, chunk);
+        __syncthreads();
+    };
+
     // Gram, and the dual right-hand side of thread i's entry.
     float t = tid < SIZE ? tau[tid] : 0.f;
     float sum[TILES][TILES] = {};
-    for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
-        chunk.width = min(chunk_width, stride - chunk.first);
-        if (chunk.first > 0) __syncthreads();
+    for (int turn = 0; turn < chunks; ++turn) {
+        go_to_chunk(turn);
+        if (turn > 0) __syncthreads();
         load_chunk(problem, row, index, size, chunk);
         __syncthreads();
 #pragma unroll 1
@@ -165,12 +178,8 @@ dual_block(HalfSweep problem, const int64* rows, int64 n_rows, int chunk_width) 
     float q = 0.f;
     auto add_combination = [&](Shared<float> weights) {
         q = 0.f;
-        for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
-            chunk.width = min(chunk_width, stride - chunk.first);
-            if (!resident) {
-                load_chunk(problem, row, index, size, chunk);
-                __syncthreads();
-            }
+        for (int turn = 0; turn < chunks; ++turn) {
+            next_chunk(turn, weights == error);
             combine(chunk, n, weights, sums);
             __syncthreads();
             for (int c = tid; c < chunk.width; c += THREADS)
@@ -201,12 +210,8 @@ dual_block(HalfSweep problem, const int64* rows, int64 n_rows, int chunk_width) 
         loss = entry_loss(problem, q, 1.f, tau[tid]);
     }
     __syncthreads();
-    for (chunk.first = 0; chunk.first < stride; chunk.first += chunk_width) {
-        chunk.width = min(chunk_width, stride - chunk.first);
-        if (!resident) {
-            load_chunk(problem, row, index, size, chunk);
-            __syncthreads();
-        }
+    for (int turn = 0; turn < chunks; ++turn) {
+        next_chunk(turn, condition != kIll);
         combine(chunk, n, error, sums);
         __syncthreads();
         for (int c = tid; c < chunk.width; c += THREADS) {

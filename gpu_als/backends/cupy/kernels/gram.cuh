@@ -242,11 +242,11 @@ __host__ __device__ constexpr int accumulate_floats() {
     return 4 * Shape::kThreads + 2 * Shape::kStageFloats;
 }
 
-// Adds entries first .. first + count - 1 to `gram`, and W^T tau of column threadIdx.x to `rhs`.
-// Ends with a barrier.
+// Adds entries first .. first + count - 1 to `gram`, and W^T tau of column threadIdx.x to `rhs`;
+// leaves in squares[threadIdx.x] the thread's share of tau^T tau. Ends with a barrier.
 template <class Shape, class Sum>
 __device__ __forceinline__ void accumulate(const HalfSweep& problem, const Row& row, int64 first,
-                                           int count, Sum& gram, float& rhs,
+                                           int count, Sum& gram, float& rhs, Shared<float> squares,
                                            Shared<float> shared) {
     constexpr int kStrip = Shape::kThreads, kRows = Shape::kTileRows;
     const int tid = threadIdx.x;
@@ -255,18 +255,19 @@ __device__ __forceinline__ void accumulate(const HalfSweep& problem, const Row& 
     Shared<float> tau = sign + kStrip;
     Shared<int> index = shared_as<int>(tau + kStrip);
     Shared<float> stages = tau + 2 * kStrip;
+    squares[tid] = 0.f;
     for (int left = count; left > 0; left -= kStrip, first += kStrip) {
         const int here = min(kStrip, left);
         Entry entry;
         if (tid < here) entry = Entry(problem, first + tid);
         index[tid] = entry.index, size[tid] = entry.size, sign[tid] = entry.sign, tau[tid] = entry.tau;
+        squares[tid] = fmaf(entry.tau, entry.tau, squares[tid]);
         __syncthreads();
         Tile<Shape> tile;
         tile.load(problem, index, here);
-        int turn = 0;
-        for (int done = 0; done < here; done += kRows, turn ^= 1) {
+        for (int done = 0; done < here; done += kRows) {
             // Two places take turns, so one barrier a tile will do.
-            Shared<float> stage = stages + turn * Shape::kStageFloats;
+            Shared<float> stage = stages + done / kRows % 2 * Shape::kStageFloats;
             tile.store(row, size + done, stage);
             __syncthreads();
             const int next = done + kRows;

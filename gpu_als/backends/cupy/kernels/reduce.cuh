@@ -27,8 +27,9 @@ __device__ __forceinline__ void group_sums(float (&values)[COUNT]) {
 template <int THREADS>
 __device__ __forceinline__ float block_sum(float value, Shared<float> scratch) {
     value = group_sum(value);
+    const int thread = read_thread_number();
     __syncthreads();
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    if (thread % 32 == 0) scratch[thread / 32] = value;
     __syncthreads();
     float total = 0.f;
 #pragma unroll

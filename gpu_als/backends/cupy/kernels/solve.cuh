@@ -12,16 +12,17 @@
 
 template <int THREADS, int SIZE>
 struct Vectors {
-    Shared<float> z, rhs, diagonal, scale, scratch;
+    Shared<float> z, rhs, diagonal, scale, squares, scratch;
 
-    static constexpr int kFloats = 4 * SIZE + kExchange * (THREADS / 32);
+    static constexpr int kFloats = 4 * SIZE + 4 + kExchange * (THREADS / 32);
 
     __device__ __forceinline__ explicit Vectors(Shared<float> at)
         : z(at),
           rhs(at + SIZE),
           diagonal(at + 2 * SIZE),
           scale(at + 3 * SIZE),
-          scratch(at + 4 * SIZE) {}
+          squares(at + 4 * SIZE),
+          scratch(at + 4 * SIZE + 4) {}
 };
 
 // The row `number`; a barrier has to follow.
@@ -55,8 +56,8 @@ __device__ __forceinline__ void finish_system(const HalfSweep& problem, const Ro
 }
 
 // Product of the symmetric matrix whose lower triangle is `lhs` with `x`, row threadIdx.x.
-template <int SIZE>
-__device__ __forceinline__ float multiply_row(SharedPanels lhs, Shared<float> x) {
+template <int SIZE, class Pointer>
+__device__ __forceinline__ float multiply_row(Panels<Pointer> lhs, Shared<float> x) {
     const int r = threadIdx.x;
     if (r >= SIZE) return 0.f;
     float sum = 0.f;
@@ -164,8 +165,8 @@ struct SystemSolver {
                 }
             if (c < SIZE) v.diagonal[c] = passive ? *lhs.element(c, c) : 1.f;
             __syncthreads();
-            if (factor<THREADS>(trial, problem.k, v.diagonal, v.scratch) == kSingular)
-                return kSingular;
+            const int condition = factor<THREADS>(trial, problem.k, v.diagonal, v.scratch);
+            if (condition == kSingular) return kSingular;
             take_right_hand_side(trial, v.z);
             solve_back<THREADS>(trial, v.z, v.scratch);
             if (c < SIZE && !passive) v.z[c] = 0.f;
@@ -180,7 +181,7 @@ struct SystemSolver {
             if (count == 0) {
                 if (bound) v.z[c] = fmaxf(x, 0.f);
                 __syncthreads();
-                return kGood;
+                return condition;
             }
             patience = count < fewest ? 3 : patience - 1;
             fewest = min(count, fewest);
@@ -195,29 +196,59 @@ struct SystemSolver {
 
 #endif
 
-// Judges z, given W^T (sign W z - tau) in `sums` and the entries' loss, improves it by a step of
-// iterative refinement where the factor in `lhs` is ill-conditioned, and writes it. The loss stays
-// that of the first z: at a minimum the difference is of second order.
+// What the entries say of z: W^T (sign W z - tau), in `sums`, and their loss.
+//
+// Made into the misfit lhs z - rhs, in `sums`; returned is what a thread adds to the objective.
 template <int THREADS, int SIZE>
-__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, int condition,
-                                          float loss, Shared<float> sums, SharedPanels lhs,
-                                          const Vectors<THREADS, SIZE>& v) {
-    float residual = 0.f, rhs = 0.f, rest = 0.f;
+__device__ __forceinline__ float complete_misfit(const HalfSweep& problem, const Row& row,
+                                                 Shared<float> sums,
+                                                 const Vectors<THREADS, SIZE>& v) {
+    float rest = 0.f;
     for (int c = threadIdx.x; c < SIZE; c += THREADS) {
         const float z = v.z[c], b0 = row.b0(problem, c);
         float own = row.shift * z;
         if (problem.base != nullptr && c < problem.k)
             for (int l = 0; l < problem.k; ++l)
                 own = fmaf(Global<const float>(problem.base)[int64(l) * problem.k + c], v.z[l], own);
-        float misfit = c < problem.k ? sums[c] + own - b0 : 0.f;
+        sums[c] = c < problem.k ? sums[c] + own - b0 : 0.f;
+        rest += z * (own - 2.f * b0);
+    }
+    return rest;
+}
+
+// The same from the complete system: the misfit goes to `sums`. As the entries' loss is
+// tau^T tau - 2 z^T W^T tau + z^T W^T sign W z (the first term for squared losses only), what is left
+// of the objective is z^T (misfit - rhs).
+template <int THREADS, int SIZE, class Pointer>
+__device__ __forceinline__ float misfit_of(Panels<Pointer> system, Shared<float> sums,
+                                           const Vectors<THREADS, SIZE>& v) {
+    static_assert(SIZE <= THREADS, "a thread for each row");
+    const int c = threadIdx.x;
+    const float product = multiply_row<SIZE>(system, v.z);
+    if (c >= SIZE) return 0.f;
+    const float misfit = product - v.rhs[c];
+    sums[c] = misfit;
+    return v.z[c] * (misfit - v.rhs[c]);
+}
+
+// Judges z by its misfit, improves it by a step of iterative refinement where the factor in `lhs` is
+// ill-conditioned, and writes it. `loss` is what all threads know of the objective, `rest` each
+// thread's share of what is left. The objective stays that of the first z: at a minimum the
+// difference is of second order.
+template <int THREADS, int SIZE>
+__device__ __forceinline__ void write_row(const HalfSweep& problem, const Row& row, int condition,
+                                          float loss, float rest, Shared<float> sums,
+                                          SharedPanels lhs, const Vectors<THREADS, SIZE>& v) {
+    float residual = 0.f, rhs = 0.f;
+    for (int c = threadIdx.x; c < SIZE; c += THREADS) {
+        float misfit = sums[c];
 #if SOLVER == NON_NEGATIVE
         // At the bound a positive gradient is no error.
-        if (c < problem.k - problem.free_columns && z <= 0.f) misfit = fminf(misfit, 0.f);
-#endif
+        if (c < problem.k - problem.free_columns && v.z[c] <= 0.f) misfit = fminf(misfit, 0.f);
         sums[c] = misfit;
+#endif
         residual = fmaf(misfit, misfit, residual);
         rhs = fmaf(v.rhs[c], v.rhs[c], rhs);
-        rest += z * (own - 2.f * b0);
     }
     residual = block_sum<THREADS>(residual, v.scratch);
     rhs = block_sum<THREADS>(rhs, v.scratch);
