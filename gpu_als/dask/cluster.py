@@ -139,7 +139,7 @@ class Cluster:
                 # A frame of Dask's holds the error, which holds that frame, all callers' and every
                 # future they know: workers would keep results until garbage is collected here.
                 error.__traceback__ = None
-            until = self._poll(until, needed)
+            until = self._poll(until, futures, needed)
 
     def _fetch(self, futures: Sequence[Future], needed: Sequence[str]) -> list[Any]:
         """Return results that are there, or were just now."""
@@ -148,7 +148,7 @@ class Cluster:
         fetching = asyncio.run_coroutine_threadsafe(coming, loop.asyncio_loop)
         try:
             while not wait_for([fetching], _POLL_SECONDS).done:
-                until = self._poll(until, needed)
+                until = self._poll(until, futures, needed)
             found: list[Any] = fetching.result()
             return found
         finally:
@@ -163,12 +163,14 @@ class Cluster:
         paused = {address for address, each in known.items() if each["status"] == "paused"}
         return {each: n for each, n in self.client.nthreads().items() if each not in paused}
 
-    def _makes_progress(self) -> bool:
-        """Return whether there are workers, and work left that does not wait on paused ones."""
+    def _makes_progress(self, futures: Sequence[Future]) -> bool:
+        """Return whether workers that are not paused compute something, or have all results."""
         running = self._running()
         busy = {address for address, tasks in self.client.processing().items() if tasks}
+        if not busy:  # results are on their way, or were lost with what they are made of
+            return bool(running) and all(self.client.who_has(list(futures)).values())
         if busy <= running.keys():
-            return bool(running)
+            return True
         try:
             return bool(busy & running.keys()) or any(self.client.call_stack().values())
         except OSError:  # a worker was lost while it was asked; the next poll finds out
@@ -177,11 +179,11 @@ class Cluster:
     def _until(self) -> float:
         return time.monotonic() + (_TIMEOUT_SECONDS if self.timeout is None else self.timeout)
 
-    def _poll(self, until: float, needed: Sequence[str]) -> float:
+    def _poll(self, until: float, futures: Sequence[Future], needed: Sequence[str]) -> float:
         """Return until when to wait; see :meth:`_check_timeout`."""
         if not self._running().keys() >= set(needed):
             raise ExchangeError("a worker was lost, or paused because its memory is nearly full")
-        if self._makes_progress():
+        if self._makes_progress(futures):
             return self._until()
         self._check_timeout(until)
         return until
@@ -189,6 +191,10 @@ class Cluster:
     def _check_timeout(self, until: float) -> None:
         if time.monotonic() < until:
             return
+        if self._running():
+            raise ClusterError(
+                "workers were lost with what the others need, and came back without it; " + _HINT
+            )
         if self.client.nthreads():
             raise ClusterError(
                 "workers are paused because their memory is nearly full; " + _MORE_MEMORY

@@ -214,8 +214,8 @@ def test_paused_workers_finish_their_tasks_however_long_that_takes(two, tmp_path
     expected = fit_on(two, implicit(iterations=ITERATIONS))
     looks, look = [], cluster.Cluster._makes_progress
 
-    def look_and_count(self):
-        looks.append(look(self))
+    def look_and_count(self, futures):
+        looks.append(look(self, futures))
         return looks[-1]
 
     def pause_both():
@@ -229,7 +229,7 @@ def test_paused_workers_finish_their_tasks_however_long_that_takes(two, tmp_path
     monkeypatch.setattr(cluster.Cluster, "_makes_progress", look_and_count)
     with when(waits.exists, pause_both):
         found = fit_on(two, implicit(iterations=ITERATIONS))
-    assert all(looks)
+    assert len(looks) > 5
     assert difference(found, expected) == 0
 
 
@@ -321,7 +321,7 @@ def test_an_interrupt_that_workers_get_too_ends_in_a_moment(tmp_path, monkeypatc
         client.run(count_solves, WaitFor(4, waits, tmp_path / "never"))
         with (
             when(waits.exists, interrupt),
-            pytest.raises(ClusterError, match=r"the cluster has no workers .*checkpoint=FILE"),
+            pytest.raises(ClusterError, match=r"(no workers|were lost) .*checkpoint=FILE"),
         ):
             fit(implicit(iterations=ITERATIONS), data, checkpoint=file)
         assert time.monotonic() - sent[0] < 300
