@@ -395,8 +395,9 @@ def test_whether_there_is_hope(there, paused, busy, executing, goes_on):
         nthreads=lambda: dict.fromkeys(there, 1),
         processing=lambda: {each: ["solve"] if each in busy else [] for each in there},
         call_stack=lambda: {each: {"solve": ()} for each in executing},
+        who_has=lambda _: {"solve": "a" * found},
     )
-    assert cluster.Cluster(client)._makes_progress() is goes_on
+    assert cluster.Cluster(client)._makes_progress([]) is goes_on
 
 
 def test_a_worker_lost_while_it_is_asked_is_no_lost_cluster():
@@ -412,4 +413,4 @@ def test_a_worker_lost_while_it_is_asked_is_no_lost_cluster():
         processing=lambda: {"a": ["solve"]},
         call_stack=call_stack,
     )
-    assert cluster.Cluster(client)._makes_progress()
+    assert cluster.Cluster(client)._makes_progress([])
