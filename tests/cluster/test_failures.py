@@ -395,9 +395,11 @@ def test_whether_there_is_hope(there, paused, busy, executing, goes_on):
         nthreads=lambda: dict.fromkeys(there, 1),
         processing=lambda: {each: ["solve"] if each in busy else [] for each in there},
         call_stack=lambda: {each: {"solve": ()} for each in executing},
-        who_has=lambda _: {"solve": "a" * found},
+        who_has=lambda _: {"solve": ("a",)},
     )
     assert cluster.Cluster(client)._makes_progress([]) is goes_on
+    client.who_has = lambda _: {"solve": ()}  # lost, with what it is made of
+    assert cluster.Cluster(client)._makes_progress([]) is (goes_on and bool(busy))
 
 
 def test_a_worker_lost_while_it_is_asked_is_no_lost_cluster():
