@@ -55,19 +55,19 @@ class DenseSystem:
         self.noise = 8 * np.finfo(rhs.dtype).eps * row_norms(xp, rhs)
 
     def forward(self, p: Array) -> Array:
-        """See :class:`LinearSystem`."""
+        """Return ``lhs p``, of which all else follows."""
         return (self.lhs @ p[:, :, None])[:, :, 0]
 
     def curvature(self, p: Array, f: Array) -> Array:
-        """See :class:`LinearSystem`."""
+        """Return the product of ``p`` and its image."""
         return (p * f).sum(axis=1)
 
     def backward(self, p: Array, f: Array) -> Array:
-        """See :class:`LinearSystem`."""
+        """Return the image, which is there already."""
         return f
 
     def residual(self, z: Array, f: Array) -> Array:
-        """See :class:`LinearSystem`."""
+        """Return what the right-hand side has beyond the image."""
         return self.rhs - f
 
 

@@ -50,7 +50,7 @@ class Objective(Protocol):
 
     @property
     def squared_loss(self) -> bool:
-        """See :class:`~gpu_als.core.problem.RowProblem`."""
+        """Whether the observed part is a sum of squares: ``sum g (t/g - s)^2``."""
         return True
 
     def entry_weights(
