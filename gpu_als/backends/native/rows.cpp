@@ -147,7 +147,7 @@ inline double rough_log2(double x) {
 }
 
 // Nanoseconds of a direct solution beyond its gathering and its check, and of a step of conjugate
-// gradients, as measured; benchmarks/row_costs.py fits them. Only their ratio matters.
+// gradients, as measured on one machine. Only their ratio matters.
 template <class T>
 inline double direct_cost(double n, double k) {
     if (n >= k) return .0119 * n * k * k + .0036 * k * k * k + .35 * n * k;

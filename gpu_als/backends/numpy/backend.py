@@ -29,7 +29,7 @@ __all__ = ["NumpyBackend"]
 
 _BATCH_ELEMENTS = 1 << 21
 """8 MB of float32 per thread: half as much is slower, twice as much little faster
-(docs/performance.md)."""
+(benchmarks/DIARY.md)."""
 
 
 def _usable_processors() -> int:
