@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 __all__ = [
     "BackendError",
     "CheckpointError",
@@ -19,7 +21,10 @@ __all__ = [
     "ParameterWarning",
     "ReadError",
     "SingularRowsWarning",
+    "check_choice",
 ]
+
+T = TypeVar("T")
 
 
 class GpuAlsError(Exception):
@@ -84,3 +89,11 @@ class ClusterWarning(UserWarning):
 
 class SingularRowsWarning(UserWarning):
     """Some rows had a singular system and kept their former values."""
+
+
+def check_choice(value: T, choices: tuple[Any, ...], *, name: str) -> T:
+    """Return an argument that must be one of some strings, booleans or None."""
+    if any(isinstance(value, type(one)) and value == one for one in choices):
+        return value
+    *most, last = map(repr, choices)
+    raise InputError(f"{name} must be {', '.join(most)} or {last}, not {value!r}")

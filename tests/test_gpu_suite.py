@@ -237,14 +237,14 @@ def test_launches_alone_cover_the_half_sweep(bench):
 @needs_machine
 def test_fits_are_streamed_and_held_against_the_plan(bench, monkeypatch):
     backend, pool = bench.backend(), bench.xp.get_default_memory_pool()
-    ahead, parts = backend.load_ahead, []
+    ahead, parts = backend.prefetch, []
 
     def counted(makers):
         for problem in ahead(makers):
             parts.append(problem)
             yield problem
 
-    monkeypatch.setattr(backend, "load_ahead", counted)
+    monkeypatch.setattr(backend, "prefetch", counted)
     rows = gpu_sections.fits(bench)
     resident = next(rows)
     assert parts == []

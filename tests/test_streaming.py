@@ -162,14 +162,14 @@ def test_a_fit_that_the_device_cannot_hold_is_streamed(device, monkeypatch):
     shape = FitShape(70, 40, interactions().nnz, 8, longest=40)
     needed = plan_device(shape, free, workspace).total
     backend, times = type(device), []
-    load_ahead = backend.load_ahead
+    prefetch = backend.prefetch
 
     def counted(self, makers):
         times.append(1)
-        return load_ahead(self, makers)
+        return prefetch(self, makers)
 
     monkeypatch.setattr(backend, "available_memory", lambda self: (needed - 2000, workspace))
-    monkeypatch.setattr(backend, "load_ahead", counted)
+    monkeypatch.setattr(backend, "prefetch", counted)
     streamed = implicit(True, use_cg=False)
     assert len(times) == 6
     np.testing.assert_allclose(

@@ -6,6 +6,7 @@ second, and so on to its last.
 """
 
 import copy
+import gc
 import io
 import itertools
 import linecache
@@ -13,6 +14,7 @@ import pickle
 import re
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +28,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import gpu_als
 from gpu_als import AlternatingLeastSquares, ExplicitALS, Interactions
+from gpu_als.backends import get_backend
 from gpu_als.backends.numpy import blas_limit
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.errors import NotFittedError
@@ -528,3 +531,14 @@ def test_blas_has_its_threads_back_whichever_thread_leaves_last():
         for library, count in former:
             blas_limit._set(library, count)
     assert after == {2}
+
+
+def test_backends_are_let_go_with_their_threads():
+    pools = []
+    for num_threads in range(1, 41):
+        backend = get_backend("numpy", num_threads=num_threads)
+        assert list(backend.map(abs, [-1, -2])) == [1, 2]
+        pools.append(weakref.ref(backend))
+    del backend
+    gc.collect()
+    assert sum(pool() is not None for pool in pools) <= 4

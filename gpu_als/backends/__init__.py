@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpu_als.backends.numpy.backend import NumpyBackend
 from gpu_als.core.backend import Backend
-from gpu_als.errors import BackendError, InputError, NoGpuError
+from gpu_als.errors import BackendError, InputError, NoGpuError, check_choice
 
 __all__ = ["Backend", "BackendChoice", "cuda_is_usable", "cuda_problem", "get_backend"]
 
 
+BACKENDS = ("auto", "numpy", "cupy")
 PRECISIONS = ("float32", "tf32x3", "float16")
 
 
@@ -46,10 +47,8 @@ def get_backend(
     whole = isinstance(num_threads, int | np.integer) and not isinstance(num_threads, bool)
     if not whole or num_threads < 0:
         raise InputError(f"num_threads must be 0 (all processors) or more, not {num_threads!r}")
-    if not isinstance(precision, str) or precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if not isinstance(backend, str) or backend not in ("auto", "numpy", "cupy"):
-        raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
+    check_choice(precision, PRECISIONS, name="precision")
+    check_choice(backend, BACKENDS, name="backend")
     if backend == "auto":
         problem = cuda_problem(precision)
         if problem is not None and not isinstance(problem, NoGpuError):
@@ -106,9 +105,9 @@ def _warn_of(problem: BackendError) -> None:
     warnings.warn(f"this process does not use the GPU: {problem}", RuntimeWarning, stacklevel=4)
 
 
-@cache
+@lru_cache(maxsize=4)
 def _numpy_backend(num_threads: int) -> NumpyBackend:
-    """Keep one pool of threads for each number of them."""
+    """Keep one pool of threads for each of the latest numbers of them."""
     return NumpyBackend(num_threads)
 
 

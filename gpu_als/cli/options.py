@@ -7,6 +7,7 @@ import math
 import textwrap
 from typing import Any
 
+from gpu_als.backends import BACKENDS, PRECISIONS
 from gpu_als.errors import InputError
 
 __all__ = [
@@ -64,7 +65,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("device")
     group.add_argument(
         "--backend",
-        choices=("auto", "numpy", "cupy"),
+        choices=BACKENDS,
         default="auto",
         help="numpy: the processors; cupy: the GPU; auto: the GPU where there is one "
         "(default: auto)",
@@ -81,7 +82,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 def add_precision_option(group: Any) -> None:
     """Add ``--precision``."""
     group.add_argument(
-        "--precision", choices=("float32", "tf32x3", "float16"),
+        "--precision", choices=PRECISIONS,
         help="how a GPU multiplies float32 factors (default: float32)",
     )  # fmt: skip
 

@@ -44,7 +44,7 @@ class Backend(Ops, Protocol):
         """Return the problem with its arrays on the device, its weights worked out."""
         ...
 
-    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
+    def prefetch(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
         """Yield one problem after another on the device, the next on its way meanwhile.
 
         A problem's memory is used again once the next but one is asked for.

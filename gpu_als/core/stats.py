@@ -1,4 +1,4 @@
-"""What a half-sweep tells about the rows it solved."""
+"""What a half-sweep reports about the rows it solved."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpu_als.data.csr import check_index_array, to_host
-from gpu_als.errors import InputError
+from gpu_als.errors import InputError, check_choice
 
 __all__ = ["IdMap", "factorize", "to_id_array"]
 
@@ -79,8 +79,7 @@ class IdMap:
             For unknown, missing or unusable ids; an :class:`~gpu_als.errors.IdRangeError` for row
             numbers out of range.
         """
-        if unknown not in ("raise", "drop"):
-            raise InputError(f"unknown: found {unknown!r}; pass 'raise' or 'drop'")
+        check_choice(unknown, ("raise", "drop"), name="unknown")
         array = to_id_array(wanted, name=name)
         if self.ids is None:
             rows = self._rows_of_numbers(array)

@@ -15,7 +15,7 @@ from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Certified, NonNegative, as_solver
 from gpu_als.data.csr import as_csr, check_magnitude, to_host
 from gpu_als.data.splits import check_random_state
-from gpu_als.errors import InputError
+from gpu_als.errors import InputError, check_choice
 from gpu_als.models.params import (
     check_dtype,
     check_flag,
@@ -272,8 +272,7 @@ def als_step(
     Koren, Bell, Volinsky: Matrix factorization techniques for recommender systems, IEEE Computer
     42 (2009).
     """
-    if not isinstance(variable, str) or variable not in ("x", "y"):
-        raise InputError(f"variable must be 'x' or 'y', not {variable!r}")
+    check_choice(variable, ("x", "y"), name="variable")
     k = check_integer(k, name="k", at_least=1)
     lmbda = check_nonnegative(lmbda, name="lmbda")
     for name, factors in (("x", x), ("y", y)):

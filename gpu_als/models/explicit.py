@@ -9,12 +9,12 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import BackendChoice
+from gpu_als.backends import BACKENDS, PRECISIONS, BackendChoice
 from gpu_als.core.objectives import Explicit
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Certified, NonNegative, Solver, as_solver
 from gpu_als.data.csr import as_csr, check_magnitude, real_numbers
-from gpu_als.errors import InputError
+from gpu_als.errors import InputError, check_choice
 from gpu_als.metrics import rmse
 from gpu_als.models import files
 from gpu_als.models.estimator import SIDES, Estimator, attribute
@@ -24,7 +24,6 @@ from gpu_als.models.params import (
     check_flag,
     check_integer,
     check_pair,
-    check_precision,
 )
 from gpu_als.models.recommend import predictions
 from gpu_als.train.checkpoint import begin
@@ -130,26 +129,22 @@ class ExplicitALS(Estimator):
         self.factors = check_integer(factors, name="factors", at_least=1)
         check_pair(regularization, name="regularization")
         self.regularization = regularization
-        if scale_regularization is not None and not _is_one_of(scale_regularization, "count"):
-            raise InputError(
-                f"scale_regularization must be 'count' or None, not {scale_regularization!r}"
-            )
-        self.scale_regularization = scale_regularization
+        self.scale_regularization = check_choice(
+            scale_regularization, ("count", None), name="scale_regularization"
+        )
         self.bias = check_flag(bias, name="bias")
-        if not isinstance(nonnegative, bool | np.bool_) and not _is_one_of(nonnegative, *SIDES):
-            raise InputError(f"nonnegative must be a bool, 'users' or 'items', not {nonnegative!r}")
+        if not isinstance(nonnegative, np.bool_):
+            check_choice(nonnegative, (True, False, *SIDES), name="nonnegative")
         self.nonnegative = nonnegative
         Schedule(check_integer(iterations, name="iterations", at_least=0), tol, patience)
         self.iterations, self.tol, self.patience = iterations, tol, patience
         as_solver(solver)
         self.solver = solver
         self.solver_tol = Certified(solver_tol).tol
-        if not _is_one_of(backend, "auto", "numpy", "cupy"):
-            raise InputError(f"backend must be 'auto', 'numpy' or 'cupy', not {backend!r}")
-        self.backend = backend
+        self.backend = check_choice(backend, BACKENDS, name="backend")
         self.num_threads = check_integer(num_threads, name="num_threads", at_least=0)
         self.dtype = check_dtype(dtype)
-        self.precision = check_precision(precision)
+        self.precision = check_choice(precision, PRECISIONS, name="precision")
         self.random_state = random_state
         self._forget()
 
@@ -287,7 +282,7 @@ class ExplicitALS(Estimator):
         return Explicit(tuple(pair) if np.ndim(pair) else pair, count, mean)  # type: ignore[arg-type]
 
     def _is_nonnegative(self, side: str) -> bool:
-        return self.nonnegative is True or self.nonnegative == side
+        return self.nonnegative in (True, side)
 
     def _solver(self, side: str, *, bias: bool) -> Solver:
         if self._is_nonnegative(side):
@@ -368,10 +363,6 @@ def _checked_sum(first_row: int, rows: SparseRows) -> tuple[float, float]:
     """
     check_magnitude(rows.to_csr(), dtype=rows.values.dtype, name="ratings", first_row=first_row)
     return _weighted_sum(rows.values, rows.weights)
-
-
-def _is_one_of(value: Any, *names: str) -> bool:
-    return isinstance(value, str) and value in names
 
 
 def _aligned_weights(

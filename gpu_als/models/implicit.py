@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import BackendChoice
+from gpu_als.backends import PRECISIONS, BackendChoice
 from gpu_als.core.objectives import IALS, Implicit
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Certified, ConjugateGradient, Solver
 from gpu_als.data.csr import as_csr, check_magnitude, to_host
-from gpu_als.errors import InputError, ParameterWarning
+from gpu_als.errors import InputError, ParameterWarning, check_choice
 from gpu_als.models import files
 from gpu_als.models.compat import DeprecatedMethods
 from gpu_als.models.estimator import Estimator
@@ -24,7 +24,6 @@ from gpu_als.models.params import (
     check_flag,
     check_integer,
     check_nonnegative,
-    check_precision,
 )
 from gpu_als.ranking.top_k import pair_scores
 from gpu_als.train.checkpoint import begin
@@ -142,7 +141,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         self.regularization_exponent = regularization_exponent
         if regularization_exponent is not None:
             check_nonnegative(regularization_exponent, name="regularization_exponent")
-        self.precision = check_precision(precision)
+        self.precision = check_choice(precision, PRECISIONS, name="precision")
         self.solver_tol = Certified(solver_tol).tol
         self.cg_steps = 3
         self.fit_callback: Callable[[int, float, float | None], Any] | None = None

@@ -9,7 +9,6 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse as sp
 
-from gpu_als.backends import PRECISIONS
 from gpu_als.data.csr import as_csr
 from gpu_als.errors import InputError
 
@@ -20,7 +19,6 @@ __all__ = [
     "check_integer",
     "check_nonnegative",
     "check_pair",
-    "check_precision",
     "requested_rows",
 ]
 
@@ -140,13 +138,6 @@ def check_dtype(dtype: Any) -> np.dtype:
     if found not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise InputError(f"dtype must be numpy.float32 or numpy.float64, not {dtype!r}")
     return found
-
-
-def check_precision(precision: Any) -> str:
-    """Return how a GPU multiplies float32 factors; see :func:`gpu_als.backends.get_backend`."""
-    if not isinstance(precision, str) or precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    return precision
 
 
 def requested_rows(

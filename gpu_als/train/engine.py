@@ -237,7 +237,7 @@ class Side:
         assert self._kept is not None
         makers = [partial(self._problem, number) for number in range(self.n_blocks)]
         if self._streamed:
-            yield from self._backend.load_ahead(makers)
+            yield from self._backend.prefetch(makers)
         elif len(self._kept) == len(makers):
             yield from (make() for make in makers)
         else:

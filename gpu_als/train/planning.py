@@ -25,7 +25,7 @@ from gpu_als.core.memory import (
     most_factors,
 )
 from gpu_als.core.packing import row_elements
-from gpu_als.errors import InputError
+from gpu_als.errors import InputError, check_choice
 from gpu_als.train.engine import HOST_BYTES
 
 __all__ = ["FitPlan", "HostPlan", "Machine", "Threads", "plan", "plan_host"]
@@ -88,8 +88,7 @@ def plan(
         An argument is out of range.
     """
     implicit = model == "implicit"
-    if model not in ("explicit", "implicit"):
-        raise InputError(f"model must be 'explicit' or 'implicit', not {model!r}")
+    check_choice(model, ("explicit", "implicit"), name="model")
     numbers = {"users": users, "items": items, "nnz": nnz, "factors": factors, "copies": copies}
     for name, number in numbers.items():
         if number < 1:

@@ -275,7 +275,7 @@ def test_an_id_map_agrees_with_a_dict(ids, wanted):
 
 
 def test_an_id_map_checks_its_arguments():
-    with pytest.raises(InputError, match="unknown: found 'skip'; pass 'raise' or 'drop'"):
+    with pytest.raises(InputError, match="unknown must be 'raise' or 'drop', not 'skip'"):
         IdMap(np.array([1])).rows([1], name="users", unknown="skip")
     assert IdMap(None, 3).rows([2, 5, -1], name="users", unknown="drop").tolist() == [2, -1, -1]
 

@@ -227,7 +227,7 @@ class CupyBackend:
             rhs_only = self.xp.asarray(rhs_only)
         return load_problem(self.xp, self.xp.asarray, problem, rhs_only)
 
-    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
+    def prefetch(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
         """Yield problems on the device; copies run ahead on a stream of their own."""
         cuda, copying = self.xp.cuda, self._copying
         # When what is copied next may overwrite a problem's memory: first that of an earlier call.

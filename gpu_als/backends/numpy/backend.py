@@ -145,7 +145,7 @@ class NumpyBackend:
         """Work out the entries' weights; nothing moves."""
         return load_problem(np, np.asarray, problem, problem.rhs_only)
 
-    def load_ahead(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
+    def prefetch(self, makers: Iterable[Callable[[], RowProblem]]) -> Iterator[LoadedProblem]:
         """Make one problem after another, the next one in a thread meanwhile."""
 
         def loader(make: Callable[[], RowProblem]) -> Callable[[], LoadedProblem]:
