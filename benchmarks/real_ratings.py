@@ -54,7 +54,7 @@ def held_out_rmse(path: Path, seed: int, factors: int, bias: bool) -> float:
         centred = train.user_items.astype(np.float64)
         centred.data -= mean
         return gpu_als.metrics.rmse(ratings, mean + model.fit(centred).predict(users, items))
-    return gpu_als.metrics.rmse(ratings, model.fit(train).predict(users, items))
+    return gpu_als.metrics.rmse(ratings, model.fit(train).without_ids().predict(users, items))
 
 
 def main() -> None:

@@ -299,6 +299,7 @@ def _batches(
     """Yield recommended ids (batch, N) and test rows (batch, n_items) of users with test items."""
     if not hasattr(model, "recommend"):
         raise InputError(f"model: found {type(model).__name__}; pass a model with recommend()")
+    model = getattr(model, "without_ids", lambda: model)()  # rows of the matrices are meant
     train = _csr("train_user_items", train_user_items)
     test = _csr("test_user_items", test_user_items)
     if train.shape[0] < test.shape[0]:

@@ -106,9 +106,9 @@ READS = {
     "to_cpu": moved,
 }
 EXPLICIT_READS = {
-    "recommend": READS["recommend"],
+    "recommend": lambda m: READS["recommend"](m.without_ids()),
     "recommend to new users": READS["recommend to new users"],
-    "predict": READS["predict"],
+    "predict": lambda m: READS["predict"](m.without_ids()),
     "fold in": lambda m: m.fold_in_users(PLAYS[SOME], return_biases=True),
     "save": saved,
 }

@@ -271,7 +271,7 @@ def test_shards_that_grow_are_gone_on_with(kind, tmp_path):
     cold, *_, settled = fit(kind, data, iterations=12).report_.losses
     assert warm - settled < 0.25 * (cold - settled)
     new = model.user_index(["u119"])
-    ids, _ = model.recommend(new, filter_already_liked_items=False, N=60)
+    ids, _ = model.without_ids().recommend(new, filter_already_liked_items=False, N=60)
     assert sorted(ids[0]) == list(range(60))
     assert model.user_factors[new].any()
     assert model.item_factors[model.item_index([59])].any()

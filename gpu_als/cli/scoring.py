@@ -61,6 +61,7 @@ def best_lists(
     seen : Seen, or None
         What each user is not to be shown, by row number.
     """
+    model = model.without_ids()
     for start in range(0, len(users), _USERS_AT_ONCE):
         batch = users[start : start + _USERS_AT_ONCE]
         if seen is None:
@@ -76,7 +77,7 @@ def rating_metrics(
     model: ExplicitALS, rows: np.ndarray, columns: np.ndarray, ratings: np.ndarray
 ) -> dict[str, float]:
     """Return the errors of predicted ratings."""
-    predicted = model.predict(rows, columns)
+    predicted = model.without_ids().predict(rows, columns)
     return {"RMSE": metrics.rmse(ratings, predicted), "MAE": metrics.mae(ratings, predicted)}
 
 

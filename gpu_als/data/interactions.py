@@ -44,6 +44,7 @@ class Interactions:
     item_ids: np.ndarray | None = None
     user_map: IdMap = field(init=False, repr=False)
     item_map: IdMap = field(init=False, repr=False)
+    _columns: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         wide = getattr(self.user_items, "dtype", None) == np.float64
@@ -186,6 +187,38 @@ class Interactions:
     def nnz(self) -> int:
         """Number of ratings kept, zeros included."""
         return int(self.user_items.nnz)
+
+    def select(self, user_ids: Any, items: IdMap) -> sp.csr_matrix:
+        """Return the ratings of some users, in the columns of another map of items.
+
+        Parameters
+        ----------
+        user_ids : array-like of ids, shape (n,)
+            A user who is not here has an empty row.
+        items : IdMap
+            Ratings of items that it lacks are left out.
+
+        Returns
+        -------
+        csr_matrix, shape (n, items.size)
+        """
+        rows = self.user_map.rows(user_ids, name="user_ids", unknown="drop")
+        there, columns = self._columns.get("there", (None, None))
+        if there is not items:
+            own = np.arange(self.shape[1]) if self.item_ids is None else self.item_ids
+            columns = items.rows(own, name="item_ids", unknown="drop")
+            self._columns["there"] = items, columns
+        known = np.flatnonzero(rows >= 0)
+        entries = self.user_items[rows[known]].tocoo()
+        columns = columns[entries.col]
+        kept = columns >= 0
+        places = known[entries.row[kept]], columns[kept]
+        return sp.csr_matrix((entries.data[kept], places), shape=(len(rows), items.size))
+
+    @property
+    def T(self) -> Interactions:
+        """The same ratings, item by item."""
+        return Interactions(self.user_items.T.tocsr(), self.item_ids, self.user_ids)
 
     def user_index(self, ids: Any) -> np.ndarray:
         """Return the rows of user ids.

@@ -18,6 +18,7 @@ from gpu_als.core.objectives import Objective
 from gpu_als.core.problem import SparseRows
 from gpu_als.core.solvers import Solver
 from gpu_als.data.csr import as_csr, check_index_array
+from gpu_als.data.interactions import Interactions
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import BackendError, InputError
 from gpu_als.models import files
@@ -29,6 +30,7 @@ from gpu_als.models.recommend import (
     Ranked,
     best_rows,
     clear_low_scores,
+    clear_rows,
     own_rows_first,
     predictions,
     queries_of,
@@ -44,9 +46,8 @@ __all__ = ["SIDES", "Estimator", "attribute"]
 
 SIDES = "users", "items"
 _USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
-_MOST_ROWS = 2**31 - 1
-"""Ids are int32."""
 _ANY_NUMBER = int(np.iinfo(np.int64).max)
+Unknown = Literal["raise", "drop"]
 
 
 def attribute(side: str, name: str, doc: str) -> Any:
@@ -186,7 +187,7 @@ class Estimator(HasParameters):
             side if side.matrix is None else Side(np.array(side.matrix), side.bias, side.ids)
             for side in (self._fitted.users, self._fitted.items)
         )
-        moved._fitted = moved._placed(Fitted(users, items, self._fitted.mean))
+        moved._fitted = moved._placed(self._fitted.replaced(users=users, items=items))
         return moved
 
     def __getstate__(self) -> dict[str, Any]:
@@ -248,14 +249,14 @@ class Estimator(HasParameters):
 
     # --- ids ---------------------------------------------------------------------------------
 
-    def user_index(self, ids: Any, *, unknown: Literal["raise", "drop"] = "raise") -> np.ndarray:
-        """Return the row numbers of users given by id.
+    def user_index(self, ids: Any, *, unknown: Unknown = "raise") -> np.ndarray:
+        """Return the rows of factors of users given by id.
 
         Parameters
         ----------
         ids : id or array-like of ids, shape (n,)
-            Integers or strings, whichever the training data had. A model without ids takes row
-            numbers.
+            Integers or strings, whichever the training data had. The ids of a model that was
+            trained on a plain matrix are its row numbers.
         unknown : {"raise", "drop"}
             Whether an unknown id is an error or gets row -1.
 
@@ -268,35 +269,88 @@ class Estimator(HasParameters):
         InputError
             For unknown ids; an :class:`~gpu_als.errors.IdRangeError` where row numbers are ids.
         """
-        return self._fitted.checked().users.rows_of(ids, "user ids", unknown)
+        known = self._fitted.checked().users.id_map
+        return known.rows(ids, name="user ids", unknown=unknown)
 
-    def item_index(self, ids: Any, *, unknown: Literal["raise", "drop"] = "raise") -> np.ndarray:
-        """Return the column numbers of items given by id, as :meth:`user_index` does for users."""
-        return self._fitted.checked().items.rows_of(ids, "item ids", unknown)
+    def item_index(self, ids: Any, *, unknown: Unknown = "raise") -> np.ndarray:
+        """Return the rows of factors of items given by id, as :meth:`user_index` does for users."""
+        known = self._fitted.checked().items.id_map
+        return known.rows(ids, name="item ids", unknown=unknown)
+
+    def without_ids(self) -> Self:
+        """Return the same model with row numbers for ids, as if trained on a plain matrix."""
+        model = copy.copy(self)
+        model._fitted = self._fitted.without_ids()
+        return model
+
+    @property
+    def seen_items(self) -> sp.csr_matrix | None:
+        """What :meth:`recommend` filters without ``user_items``; (n_users, n_items), or None.
+
+        A matrix or Interactions to set, of which the stored entries count. Partial fits bring them
+        up to date; a fit forgets them, and :meth:`save` leaves them out.
+        """
+        return self._fitted.seen
+
+    @seen_items.setter
+    def seen_items(self, seen: Any) -> None:
+        with self._writing:
+            fitted = self._fitted.checked()
+            if seen is not None:
+                users, items = fitted.users, fitted.items
+                seen = _rows_for(fitted, "users", seen, users.ids_of(np.arange(len(users))))
+                seen = requested_rows(
+                    seen, len(users), len(items), "filter", name="seen_items", dtype=self.dtype
+                )
+                seen = sp.csr_matrix(
+                    (np.ones(seen.nnz, np.bool_), seen.indices, seen.indptr), shape=seen.shape
+                )
+            self._fitted = fitted.replaced(seen=seen)
 
     # --- scores -----------------------------------------------------------------------------------
 
-    def predict(self, users: Any, items: Any) -> np.ndarray:
+    def predict(self, users: Any, items: Any, *, unknown: Unknown = "raise") -> np.ndarray:
         """Return the scores of (user, item) pairs.
 
         Parameters
         ----------
-        users, items : int or array of int, shape (n,)
-            Row and column numbers; see :meth:`user_index` for ids.
+        users, items : id or array of ids, shape (n,)
+            A single id goes with every one on the other side.
+        unknown : {"raise", "drop"}
+            Whether an unknown id is an error, or counts as one whose factors and bias are zero.
 
         Returns
         -------
         array, shape (n,)
             Of the factors' dtype.
+
+        Raises
+        ------
+        InputError
+            For unknown ids; an :class:`~gpu_als.errors.IdRangeError` where row numbers are ids.
         """
         fitted, backend = self._fitted.checked(), self._get_backend()
-        pairs = check_pairs(users, items, len(fitted.users), len(fitted.items))
+        rows, columns = check_pairs(
+            fitted.users.rows_of(users, "users", unknown),
+            fitted.items.rows_of(items, "items", unknown),
+        )
+        known = (rows >= 0) & (columns >= 0)
         with backend.session(threads=False):
-            rows, columns = map(backend.from_host, pairs)
-            on_device = fitted.users.on(backend), fitted.items.on(backend)
-            bias, mean = fitted.users.bias, fitted.mean
-            scores = predictions(backend.xp, *on_device, rows, columns, bias=bias, mean=mean)
-            return backend.to_host(scores)
+            scores = backend.to_host(
+                predictions(
+                    backend.xp, fitted.users.on(backend), fitted.items.on(backend),
+                    backend.from_host(np.maximum(rows, 0)),
+                    backend.from_host(np.maximum(columns, 0)),
+                    bias=fitted.users.bias, mean=fitted.mean,
+                )
+            )  # fmt: skip
+        if not known.all():
+            scores[~known] = fitted.mean
+            for side, numbers in ((fitted.users, rows), (fitted.items, columns)):
+                alone = ~known & (numbers >= 0)
+                if side.bias:
+                    scores[alone] += np.asarray(side.matrix)[numbers[alone], -1]
+        return scores
 
     def recommend(
         self,
@@ -309,32 +363,39 @@ class Estimator(HasParameters):
         items: Any = None,
         *,
         min_score: float | None = None,
+        unknown: Unknown = "raise",
     ) -> Ranked:
         """Return the best items for one user or for many.
 
         Parameters
         ----------
-        userid : int or array of int, shape (n,)
-        user_items : sparse matrix, shape (n, n_items)
-            One row per requested user; needed to filter or to recalculate.
+        userid : id or array of ids, shape (n,)
+        user_items : sparse matrix, shape (n, n_items), or Interactions
+            One row per requested user, in the model's columns; of Interactions those rows and
+            columns are found by id. Needed to recalculate, and to filter in a model without
+            :attr:`seen_items`.
         N : int
             Number of items; cut down to the number of candidates.
         filter_already_liked_items : bool
             Put the stored items of ``user_items`` last, with the lowest finite score.
-        filter_items : array of int or sparse matrix, optional
+        filter_items : array of ids or sparse matrix, optional
             Items to put last as well: for every user, or for each those stored in the row of a
             matrix of shape (n, n_items).
         recalculate_user : bool
             Use factors solved from ``user_items``, as :meth:`fold_in_users` does, instead of the
-            trained ones; ``userid`` then only says how many users there are.
-        items : array of int, optional
+            trained ones. Without ids ``userid`` then only says how many users there are.
+        items : array of ids, optional
             The only candidates.
         min_score : float, optional
-            Places with a lower score get the id -1 and the lowest finite score.
+            Places with a lower score are empty.
+        unknown : {"raise", "drop"}
+            Whether an unknown user is an error, or gets a list of empty places.
 
         Returns
         -------
-        ids : int32 array, shape (N,) for one user, else (n, N)
+        ids : array, shape (N,) for one user, else (n, N)
+            Of the items; int32 row numbers in a model without ids. -1, or an empty text, in empty
+            places, whose score is the lowest finite one.
         scores : array of the same shape, of the factors' dtype
             Falling; equal scores by rising id.
 
@@ -350,20 +411,26 @@ class Estimator(HasParameters):
                 "filter_already_liked_items must be True or False; pass items to leave out as "
                 "filter_items"
             )
-        # With recalculation the users need not have been trained on.
-        n_users = _ANY_NUMBER if recalculate_user else len(fitted.users)
-        ids = check_index_array(userid, n_users, name="userid")
+        numbers = _row_numbers(fitted.users, userid, "userid", unknown, solved=recalculate_user)
         rows = None
         if filter_already_liked_items or recalculate_user:
             why = "filter" if filter_already_liked_items else "recalculate"
-            rows = requested_rows(user_items, len(ids), len(fitted.items), why, dtype=self.dtype)
-        with backend.session(threads=len(ids) > 1 or recalculate_user):
+            if user_items is None and fitted.seen is not None and not recalculate_user:
+                rows = fitted.seen[np.maximum(numbers, 0)]
+            else:
+                rows = requested_rows(
+                    _rows_for(fitted, "users", user_items, userid), len(numbers),
+                    len(fitted.items), why, dtype=self.dtype,
+                )  # fmt: skip
+        filter_items = _candidates(fitted.items, filter_items, "filter_items")
+        items = _candidates(fitted.items, items, "items")
+        with backend.session(threads=len(numbers) > 1 or recalculate_user):
             if recalculate_user:
                 assert rows is not None
                 self._check_values(rows, "user_items")
                 users = backend.from_host(self._solve(fitted, "users", rows))
             else:
-                users = fitted.users.on(backend)[backend.from_host(ids)]
+                users = fitted.users.on(backend)[backend.from_host(np.maximum(numbers, 0))]
             queries, base = queries_of(users, bias=fitted.items.bias, mean=fitted.mean)
             ranked = best_rows(
                 backend, queries, fitted.items.on(backend), N, base=base,
@@ -372,7 +439,9 @@ class Estimator(HasParameters):
             )  # fmt: skip
         if min_score is not None:
             ranked = clear_low_scores(ranked, min_score)
-        return ranked if np.ndim(userid) else (ranked[0][0], ranked[1][0])
+        if not recalculate_user and numbers.min(initial=0) < 0:
+            clear_rows(ranked, numbers < 0)
+        return _named(fitted.items, ranked, userid)
 
     def recommend_to_file(
         self,
@@ -394,16 +463,16 @@ class Estimator(HasParameters):
         Parameters
         ----------
         file : path
-            Ending in ``.npy``: an array of records ``user``, ``item`` (N,), ``score`` (N,), all
-            numbers of rows and columns, one record for each user (``numpy.load(file,
+            Ending in ``.npy``: an array of records ``user``, ``item`` (N,), ``score`` (N,), one
+            for each user, with row numbers in place of ids (``numpy.load(file,
             mmap_mode="r")``). Ending in ``.parquet`` (needs pyarrow): columns ``user``, ``rank``
-            (from 1), ``item`` and ``score``, one row for each place that holds an item, with the
-            ids of the training data where it had some.
-        user_items : sparse matrix, shape (n_users, n_items)
-            One row per user written, in the order of ``userids``; needed to filter.
+            (from 1), ``item`` and ``score``, one row for each place that holds an item.
+        user_items : sparse matrix, shape (n_users, n_items), or Interactions
+            One row per user written, in the order of ``userids``; needed to filter in a model
+            without :attr:`seen_items`.
         N, filter_already_liked_items, filter_items, items, min_score
             As in :meth:`recommend`.
-        userids : array of int, shape (n_users,), optional
+        userids : array of ids, shape (n_users,), optional
             Whom to write; all users by default.
         show_progress : bool
 
@@ -414,15 +483,22 @@ class Estimator(HasParameters):
         OSError
             The file cannot be written; what was there before is left as it was.
         """
-        model = copy.copy(self)  # of one moment, whatever happens between two blocks
-        fitted = model._fitted.checked()
+        fitted = self._fitted.checked()
+        model = self.without_ids()  # of one moment, whatever happens between two blocks
         n_items = len(fitted.items)
-        wanted = np.arange(len(fitted.users)) if userids is None else userids
-        users = check_index_array(wanted, len(fitted.users), name="userids")
+        if userids is None:
+            users = np.arange(len(fitted.users))
+        else:
+            users = fitted.users.rows_of(userids, "userids")
         liked = None
-        if filter_already_liked_items:
-            liked = requested_rows(user_items, len(users), n_items, "filter", dtype=self.dtype)
+        if filter_already_liked_items and (user_items is not None or fitted.seen is None):
+            liked = requested_rows(
+                _rows_for(fitted, "users", user_items, fitted.users.ids_of(users)),
+                len(users), n_items, "filter", dtype=self.dtype,
+            )  # fmt: skip
         candidates = n_items
+        filter_items = _candidates(fitted.items, filter_items, "filter_items")
+        items = _candidates(fitted.items, items, "items")
         if items is not None:
             candidates = len(np.unique(check_index_array(items, n_items, name="items")))
         n_best = min(check_integer(N, name="N", at_least=1), max(candidates, 1))
@@ -459,12 +535,12 @@ class Estimator(HasParameters):
         As :meth:`similar_items` returns items; ``filter_users`` come last, and ``users`` are the
         only candidates.
         """
-        fitted = self._fitted.checked()
-        ids = check_index_array(userid, len(fitted.users), name="userid")
+        side = self._fitted.checked().users
+        numbers = side.rows_of(userid, "userid")
         ranked = self._similar(
-            fitted.users, ids, None, N, filter_users, users, ("users", "filter_users")
+            side, numbers, None, N, filter_users, users, ("users", "filter_users")
         )
-        return ranked if np.ndim(userid) else (ranked[0][0], ranked[1][0])
+        return _named(side, ranked, userid)
 
     def similar_items(
         self,
@@ -479,22 +555,24 @@ class Estimator(HasParameters):
 
         Parameters
         ----------
-        itemid : int or array of int, shape (n,)
+        itemid : id or array of ids, shape (n,)
         N : int
             Number of items; cut down to the number of candidates.
         recalculate_item : bool
-            Use factors solved from ``item_users`` instead of the trained ones; ``itemid`` then
-            only says how many items there are.
-        item_users : sparse matrix, shape (n, n_users), optional
-            One row per requested item; needed to recalculate.
-        filter_items : array of int, optional
+            Use factors solved from ``item_users`` instead of the trained ones. Without ids
+            ``itemid`` then only says how many items there are.
+        item_users : sparse matrix, shape (n, n_users), or Interactions, optional
+            One row per requested item, or the interactions of users with items, where rows are
+            found by id; needed to recalculate.
+        filter_items : array of ids, optional
             Items to put last, with the lowest finite score.
-        items : array of int, optional
+        items : array of ids, optional
             The only candidates.
 
         Returns
         -------
-        ids : int32 array, shape (N,) for one item, else (n, N)
+        ids : array, shape (N,) for one item, else (n, N)
+            int32 row numbers in a model without ids.
             The item itself comes first, with score 1, unless it was recalculated. One whose
             factors are zero is similar to none: all scores are 0.
         scores : array of the same shape
@@ -506,16 +584,16 @@ class Estimator(HasParameters):
             An argument cannot be used; for numbers out of range it is an IndexError too.
         """
         fitted = self._fitted.checked()
-        n_items = _ANY_NUMBER if recalculate_item else len(fitted.items)
-        ids = check_index_array(itemid, n_items, name="itemid")
+        side = fitted.items
+        numbers = _row_numbers(side, itemid, "itemid", solved=recalculate_item)
         solved = None
         if recalculate_item:
-            rows = self._rows(fitted, "items", item_users, len(ids), "item_users")
-            solved = self._solve(fitted, "items", rows)[:, : fitted.items.factors.shape[1]]
+            rows = self._rows(fitted, "items", item_users, itemid, "item_users")
+            solved = self._solve(fitted, "items", rows)[:, : side.factors.shape[1]]
         ranked = self._similar(
-            fitted.items, ids, solved, N, filter_items, items, ("items", "filter_items")
+            side, numbers, solved, N, filter_items, items, ("items", "filter_items")
         )
-        return ranked if np.ndim(itemid) else (ranked[0][0], ranked[1][0])
+        return _named(side, ranked, itemid)
 
     def _similar(
         self,
@@ -528,6 +606,8 @@ class Estimator(HasParameters):
         names: tuple[str, str],
     ) -> Ranked:
         backend = self._get_backend()
+        candidates = _candidates(side, candidates, names[0])
+        denied = _candidates(side, denied, names[1])
         with backend.session(threads=len(ids) > 1):
             xp, catalogue = backend.xp, side.unit(backend)
             if solved is None:
@@ -545,12 +625,12 @@ class Estimator(HasParameters):
 
     def explain(
         self,
-        userid: int,
+        userid: Any,
         user_items: Any,
-        itemid: int,
+        itemid: Any,
         user_weights: UserWeights | None = None,
         N: int = 10,
-    ) -> tuple[float, list[tuple[int, float]], UserWeights]:
+    ) -> tuple[float, list[tuple[Any, float]], UserWeights]:
         """Say why an item gets its score: the share of each item that the user has rated.
 
         The score is that of exactly solved factors of the user. It is the sum of all shares, and
@@ -558,11 +638,10 @@ class Estimator(HasParameters):
 
         Parameters
         ----------
-        userid : int
-            A row of ``user_items``.
-        user_items : sparse matrix, shape (n_users, n_items)
-            The interactions of all users.
-        itemid : int
+        userid : id
+        user_items : sparse matrix, shape (n_users, n_items), or Interactions
+            The interactions of all users. In a model without ids the user is a row of it.
+        itemid : id
         user_weights : optional
             What an earlier call returned for this user; saves time.
         N : int
@@ -571,7 +650,7 @@ class Estimator(HasParameters):
         Returns
         -------
         score : float
-        contributions : list of (int, float)
+        contributions : list of (id, float)
             The N items that add most, and how much: the largest first. What was disliked in
             implicit feedback is left out; its influence is in ``user_weights``.
         user_weights : (array, bool)
@@ -586,10 +665,15 @@ class Estimator(HasParameters):
         items = fitted.items
         if not items.derive("finite", lambda: np.isfinite(np.asarray(items.matrix)).all()):
             raise InputError("item_factors hold NaN or inf, so no score can be explained")
-        matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
-        user = _check_one(userid, matrix.shape[0], "userid")
-        item = _check_one(itemid, len(items), "itemid")
-        row = SparseRows.from_csr(self._rows(fitted, "users", matrix[user], 1, "user_items"))
+        matrix = user_items
+        if not isinstance(user_items, Interactions):
+            matrix = as_csr(user_items, name="user_items", dtype=self.dtype)
+            users = fitted.users
+            if users.ids is None:  # the matrix may have more
+                users = Side(np.empty((matrix.shape[0], 0)))
+            matrix = matrix[_check_one(users, userid, "userid")]
+        row = SparseRows.from_csr(self._rows(fitted, "users", matrix, [userid], "user_items"))
+        item = _check_one(items, itemid, "itemid")
         n_best = check_integer(N, name="N", at_least=1)
         objective = self._objective(fitted.mean)
         with backend.session():
@@ -599,7 +683,8 @@ class Estimator(HasParameters):
             else:
                 weights = check_user_weights(user_weights, items.matrix.shape[1])
             score, best = contributions(backend, objective, fitted, row, item, weights, n_best)
-        return score, best, weights
+        names = items.ids_of(np.array([number for number, _ in best], np.int64)).tolist()
+        return score, [(name, share) for name, (_, share) in zip(names, best, strict=True)], weights
 
     # --- rows solved after training ---------------------------------------------------------------
 
@@ -608,9 +693,10 @@ class Estimator(HasParameters):
 
         Parameters
         ----------
-        userid : int or array of int, shape (n,)
-            Only says how many users there are, and whether one is meant.
-        user_items : sparse matrix, shape (n, n_items)
+        userid : id or array of ids, shape (n,)
+            Finds the rows in Interactions; else it only says how many users there are, and
+            whether one is meant.
+        user_items : sparse matrix, shape (n, n_items), or Interactions
 
         Returns
         -------
@@ -629,7 +715,9 @@ class Estimator(HasParameters):
 
         Parameters
         ----------
-        user_items : sparse matrix or array, shape (n, n_items)
+        user_items : sparse matrix or array, shape (n, n_items), or Interactions
+            Interactions are solved for in their own order of users; items unknown to the model
+            are left out.
         sample_weight : optional
             Weight of each rating, as in :meth:`ExplicitALS.fit`; of ratings only.
         return_biases : bool
@@ -653,20 +741,21 @@ class Estimator(HasParameters):
     def partial_fit_users(self, userids: Any, user_items: Any) -> None:
         """Solve some users exactly and store them; the items stay as they are.
 
-        Numbers beyond the last user make the model grow; users in between get factors of zero.
+        Unknown ids, and in a model without ids numbers beyond the last user, make the model grow;
+        users in between get factors of zero.
         The matrix of all users is copied, so that whoever reads the model meanwhile never sees
         half of the change: better many users in one call than one in each of many.
 
         Parameters
         ----------
-        userids : int or array of int, shape (n,)
-        user_items : sparse matrix, shape (n, n_items)
+        userids : id or array of ids, shape (n,)
+        user_items : sparse matrix, shape (n, n_items), or Interactions
             All interactions of each of these users.
 
         Raises
         ------
         InputError
-            An argument cannot be used, or a model with ids would grow.
+            An argument cannot be used.
         """
         self._replace_rows("users", userids, user_items, ("userids", "user_items"))
 
@@ -674,12 +763,13 @@ class Estimator(HasParameters):
         """Solve some items exactly and store them, as :meth:`partial_fit_users` does users."""
         self._replace_rows("items", itemids, item_users, ("itemids", "item_users"))
 
-    def _rows(
-        self, fitted: Fitted, side: str, matrix: Any, n_rows: int, name: str
-    ) -> sp.csr_matrix:
+    def _rows(self, fitted: Fitted, side: str, matrix: Any, ids: Any, name: str) -> sp.csr_matrix:
         """Return rows to solve for one side, after checking them."""
-        n_fixed, why = len(fitted.held(side)), "solve for their factors"
-        rows = requested_rows(matrix, n_rows, n_fixed, why, name=name, dtype=self.dtype)
+        n_rows = _how_many(ids)
+        rows = requested_rows(
+            _rows_for(fitted, side, matrix, ids), 1 if n_rows is None else n_rows,
+            len(fitted.held(side)), "solve for their factors", name=name, dtype=self.dtype,
+        )  # fmt: skip
         self._check_values(rows, name)
         return rows
 
@@ -696,47 +786,82 @@ class Estimator(HasParameters):
         return fold_in(self._get_backend(), objective, solver, side, fixed, entries)
 
     def _recalculate(self, side: str, ids: Any, matrix: Any, name: str) -> np.ndarray:
-        fitted, n_rows = self._fitted.checked(), _how_many(ids)
-        rows = self._rows(fitted, side, matrix, 1 if n_rows is None else n_rows, name)
+        fitted = self._fitted.checked()
+        rows = self._rows(fitted, side, matrix, ids, name)
         solved = Side(self._solve(fitted, side, rows), fitted.items.bias).factors
-        return solved[0] if n_rows is None else solved
+        return solved[0] if _how_many(ids) is None else solved
 
     def _fold_in(
         self, side: str, entries: Any, name: str, sample_weight: Any
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return factors and biases."""
         fitted, weights = self._fitted.checked(), None
+        if isinstance(entries, Interactions):
+            if sample_weight is not None:
+                raise InputError(f"sample_weight goes with a matrix; pass one as {name}")
+            ids = entries.user_map if side == "users" else entries.item_map
+            wanted = np.arange(ids.size) if ids.ids is None else ids.ids
+            entries = _rows_for(fitted, side, entries, wanted)
         matrix = as_csr(entries, name=name, dtype=self.dtype)
         if sample_weight is not None:
             matrix, weights = self._weighed(entries, sample_weight, matrix, name)
-        rows = self._rows(fitted, side, matrix, matrix.shape[0], name)
+        rows = self._rows(fitted, side, matrix, range(matrix.shape[0]), name)
         solved = Side(self._solve(fitted, side, rows, weights), fitted.items.bias)
         return solved.factors, solved.biases
 
     def _replace_rows(self, name: str, ids: Any, matrix: Any, names: tuple[str, str]) -> None:
         with self._writing:
             fitted = self._fitted.checked()
-            numbers = check_index_array(ids, _MOST_ROWS, name=names[0])
-            rows = self._rows(fitted, name, matrix, len(numbers), names[1])
             side: Side = getattr(fitted, name)
+            numbers, all_ids = side.rows_to_be(ids, name=names[0])
+            rows = self._rows(fitted, name, matrix, np.atleast_1d(ids), names[1])
             size = max(len(side), int(numbers.max(initial=-1)) + 1)
-            if size > len(side) and side.ids is not None:
-                raise InputError(
-                    f"{names[0]}: {size - 1} is beyond the {len(side)} {name} whose ids the model "
-                    f"knows; train it on all of them, or use fold_in_{name}"
-                )
             backend, solved = self._get_backend(), self._solve(fitted, name, rows)
             with backend.session():
                 grown = backend.xp.zeros((size, side.matrix.shape[1]), side.matrix.dtype)
                 grown[: len(side)] = side.on(backend)
                 grown[backend.from_host(numbers)] = backend.from_host(solved)
-                self._fitted = fitted.replaced(**{name: side.with_matrix(self._keep(grown))})
+                changed = Side(self._keep(grown), side.bias, all_ids)
+            self._fitted = fitted.replaced(
+                **{name: changed}, seen=fitted.seen_with(name, numbers, rows, size)
+            )
 
 
-def _check_one(number: Any, size: int, name: str) -> int:
-    found = check_index_array(number, size, name=name)
+def _row_numbers(
+    side: Side, ids: Any, name: str, unknown: Unknown = "raise", *, solved: bool = False
+) -> np.ndarray:
+    """Return the rows of ids; of those to be solved for, whose rows are not looked at, any."""
+    if not solved:
+        return side.rows_of(ids, name, unknown)
+    if side.ids is None:
+        return check_index_array(ids, _ANY_NUMBER, name=name)
+    return np.zeros(_how_many(ids) or 1, np.int64)
+
+
+def _candidates(side: Side, ids: Any, name: str) -> Any:
+    """Return ids as row numbers; whatever else may be passed in their place as it is."""
+    given = ids is not None and not sp.issparse(ids)
+    return side.rows_of(ids, name) if given and side.ids is not None else ids
+
+
+def _rows_for(fitted: Fitted, side: str, entries: Any, ids: Any) -> Any:
+    """Return the rows of these ids out of Interactions; a matrix, which has them already, as is."""
+    if not isinstance(entries, Interactions):
+        return entries
+    entries = entries if side == "users" else entries.T
+    return entries.select(ids, fitted.held(side).id_map)
+
+
+def _named(side: Side, ranked: Ranked, asked: Any) -> Ranked:
+    """Return ids in place of rows, and one list where one id was asked for."""
+    ids, scores = side.ids_of(ranked[0]), ranked[1]
+    return (ids, scores) if np.ndim(asked) else (ids[0], scores[0])
+
+
+def _check_one(side: Side, ids: Any, name: str) -> int:
+    found = side.rows_of(ids, name)
     if len(found) != 1:
-        raise InputError(f"{name}: found {len(found)} numbers; pass one")
+        raise InputError(f"{name}: found {len(found)} ids; pass one")
     return int(found[0])
 
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
+import scipy.sparse as sp
 
 from gpu_als.core.backend import Backend
 from gpu_als.core.linalg import row_norms
 from gpu_als.core.problem import Array
-from gpu_als.data.ids import IdMap
+from gpu_als.data.csr import check_index_array
+from gpu_als.data.ids import IdMap, factorize, to_id_array
 from gpu_als.errors import InputError, NotFittedError
 
 __all__ = ["Fitted", "Side", "norms"]
@@ -25,6 +27,8 @@ __all__ = ["Fitted", "Side", "norms"]
 T = TypeVar("T")
 
 _DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+_MOST_ROWS = 2**31 - 1
+"""Row numbers are int32."""
 _SMALLEST_NORM = 1e-10
 """What stands for a norm of zero, as in ``implicit``, so that one can divide by it."""
 
@@ -110,10 +114,49 @@ class Side:
         gram = self.gram(backend)
         return self.derive("rounded Gram", lambda: gram.astype(self.matrix.dtype))
 
-    def rows_of(self, ids: Any, name: str, unknown: Literal["raise", "drop"]) -> np.ndarray:
+    @property
+    def id_map(self) -> IdMap:
+        """The lookup from ids to rows."""
+        return self.derive("map of ids", lambda: IdMap(self.ids, len(self)))
+
+    def rows_of(
+        self, ids: Any, name: str, unknown: Literal["raise", "drop"] = "raise"
+    ) -> np.ndarray:
         """Return the row of each id, int64; -1 for unknown ones that are dropped."""
-        known = self.derive("map of ids", lambda: IdMap(self.ids, len(self)))
-        return known.rows(ids, name=name, unknown=unknown)
+        if self.ids is None and unknown == "raise":
+            return check_index_array(ids, len(self), name=name)  # quickly
+        return self.id_map.rows(ids, name=name, unknown=unknown)
+
+    def rows_to_be(self, ids: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the row of each id, behind the last for new ones, and the ids of all rows then."""
+        if self.ids is None:
+            return check_index_array(ids, _MOST_ROWS, name=name), None
+        rows = self.rows_of(ids, name, "drop")
+        new = rows < 0
+        if not new.any():
+            return rows, self.ids
+        names, codes = factorize(to_id_array(ids, name=name)[new])
+        if (names.dtype.kind == "i") != (self.ids.dtype.kind == "i"):
+            kind = "integers" if self.ids.dtype.kind == "i" else "texts"
+            raise InputError(f"{name}: found {names[0]!r}; the ids of this model are {kind}")
+        rows[new] = len(self) + codes
+        return rows, np.concatenate([self.ids, names])
+
+    def ids_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the id of each row, and -1 or an empty text for row -1; without ids the rows."""
+        if self.ids is None:
+            return rows
+        found = self.ids[rows] if len(self) else np.zeros(rows.shape, self.ids.dtype)
+        if rows.min(initial=0) < 0:
+            found[rows < 0] = -1 if found.dtype.kind == "i" else ""
+        return found
+
+    def without_ids(self) -> Side:
+        """Return a side whose ids are its row numbers; what is derived of both is shared."""
+        if self.ids is None:
+            return self
+        same = {name: found for name, found in self._derived.items() if name != "map of ids"}
+        return Side(self.matrix, self.bias, None, same)
 
     def with_matrix(self, matrix: Any) -> Side:
         """Return a side with other factors, biases included; of another number without ids."""
@@ -170,19 +213,39 @@ class Fitted:
     users, items : Side
     mean : float
         What every prediction adds to its row's and its column's bias.
+    seen : csr_matrix, shape (n_users, n_items), or None
+        A stored entry for each item that is not to be recommended to a user again.
     """
 
     users: Side = field(default_factory=Side)
     items: Side = field(default_factory=Side)
     mean: float = 0.0
+    seen: sp.csr_matrix | None = None
 
     def held(self, side: str) -> Side:
         """Return the side that is held while "users" or "items" are solved."""
         return self.items if side == "users" else self.users
 
     def replaced(self, **parts: Any) -> Fitted:
-        """Return a value in which ``users``, ``items`` or the ``mean`` is another."""
+        """Return a value in which ``users``, ``items``, the ``mean`` or ``seen`` is another."""
         return replace(self, **parts)
+
+    def seen_with(
+        self, side: str, numbers: np.ndarray, rows: sp.csr_matrix, size: int
+    ) -> sp.csr_matrix | None:
+        """Return what is seen once some rows of one side, which then has ``size``, are others."""
+        if self.seen is None:
+            return None
+        seen = self.seen if side == "users" else self.seen.T.tocsr()
+        source = np.minimum(np.arange(size), seen.shape[0])  # rows in between are empty
+        source[numbers] = seen.shape[0] + 1 + np.arange(len(numbers))
+        gap = sp.csr_matrix((1, seen.shape[1]), dtype=np.bool_)
+        changed = sp.vstack([seen, gap, rows.astype(np.bool_)], format="csr")[source]
+        return changed if side == "users" else changed.T.tocsr()
+
+    def without_ids(self) -> Fitted:
+        """Return a value in which row numbers are the ids."""
+        return self.replaced(users=self.users.without_ids(), items=self.items.without_ids())
 
     def checked(self) -> Self:
         """Return this value if it has factors that fit together.

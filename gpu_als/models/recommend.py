@@ -14,7 +14,15 @@ from gpu_als.errors import InputError
 from gpu_als.models.params import check_integer, requested_rows
 from gpu_als.ranking.top_k import lowest_score, pair_scores, top_k
 
-__all__ = ["Ranked", "best_rows", "clear_low_scores", "own_rows_first", "predictions", "queries_of"]
+__all__ = [
+    "Ranked",
+    "best_rows",
+    "clear_low_scores",
+    "clear_rows",
+    "own_rows_first",
+    "predictions",
+    "queries_of",
+]
 
 Ranked = tuple[np.ndarray, np.ndarray]
 """Ids and scores, of shape (n, N) each."""
@@ -163,9 +171,14 @@ def clear_low_scores(ranked: Ranked, min_score: Any) -> Ranked:
         least = np.float64(np.nan)
     if np.isnan(least):
         raise InputError(f"min_score must be a number or None, not {min_score!r}")
-    low = scores < least
-    ids[low], scores[low] = -1, lowest_score(scores.dtype)
+    clear_rows(ranked, scores < least)
     return ids, scores
+
+
+def clear_rows(ranked: Ranked, where: np.ndarray) -> None:
+    """Empty some places, or the whole lists of some rows."""
+    ids, scores = ranked
+    ids[where], scores[where] = -1, lowest_score(scores.dtype)
 
 
 def _either(first: sp.csr_matrix, second: sp.csr_matrix) -> sp.csr_matrix:

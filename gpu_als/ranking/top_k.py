@@ -16,7 +16,6 @@ import scipy.sparse as sp
 from gpu_als.core.backend import Backend
 from gpu_als.core.linalg import row_dots
 from gpu_als.core.problem import Array
-from gpu_als.data.csr import check_index_array
 from gpu_als.errors import InputError
 from gpu_als.ranking.scan import block_height, scan
 
@@ -152,21 +151,17 @@ class Filters:
 _PAIRS_AT_ONCE = 1 << 16
 
 
-def check_pairs(
-    users: Any, items: Any, n_users: int, n_items: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return row and column numbers of pairs, of one length, after checking them.
+def check_pairs(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and column numbers of pairs, of one length.
 
     Parameters
     ----------
-    users, items : int or array of int, shape (n,)
+    rows, columns : int64 array, shape (n,)
         A single number goes with every one on the other side.
     """
-    rows = check_index_array(users, n_users, name="users")
-    columns = check_index_array(items, n_items, name="items")
     if len(rows) != len(columns) and 1 not in (len(rows), len(columns)):
         raise InputError(
-            f"users has {len(rows)} numbers and items {len(columns)}; pass as many of both"
+            f"users has {len(rows)} ids and items {len(columns)}; pass as many of both"
         )
     rows, columns = np.broadcast_arrays(rows, columns)
     return rows, columns

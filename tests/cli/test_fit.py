@@ -83,7 +83,7 @@ def test_validation_fraction_rmse_is_that_of_an_independent_split(files, tmp_pat
     matrix = read_interactions(files / "train.csv").user_items
     _, held_out = train_test_split(matrix, 0.75, random_state=12)
     held_out = held_out.tocoo()
-    predicted = ExplicitALS.load(target).predict(held_out.row, held_out.col)
+    predicted = ExplicitALS.load(target).without_ids().predict(held_out.row, held_out.col)
     assert found["validation_ratings"] == held_out.nnz
     assert found["validation"]["rmse"] == pytest.approx(
         metrics.rmse(held_out.data, predicted), rel=1e-6

@@ -139,9 +139,8 @@ def test_a_parquet_file_holds_the_ids_of_the_training_data(use_gpu, tmp_path):
     path = tmp_path / "best.parquet"
     write(model, path, plays.user_items, N=3, min_score=-1e3)
     table = parquet.read_table(path).to_pydict()
-    rows, names = model.user_index(table["user"]), np.array(table["user"])
-    assert set(names) <= set(plays.user_ids)
-    found = model.predict(rows, model.item_index(table["item"]))
+    assert set(table["user"]) <= set(plays.user_ids.tolist())
+    found = model.predict(table["user"], table["item"])
     np.testing.assert_allclose(found, table["score"], rtol=1e-4, atol=1e-6)
-    best = model.recommend(rows[0], plays.user_items[rows[0]], N=3)[0]
-    np.testing.assert_array_equal(table["item"][:3], plays.item_ids[best])
+    best = model.recommend(table["user"][0], plays, N=3)[0]
+    np.testing.assert_array_equal(table["item"][:3], best)

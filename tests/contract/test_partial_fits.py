@@ -279,7 +279,7 @@ def test_partial_fit_does_not_write_to_factors_that_others_hold(use_gpu, side):
 
 
 @both_sides
-def test_a_model_with_ids_refuses_to_grow_but_not_to_change(use_gpu, side):
+def test_a_model_with_ids_grows_by_ids(use_gpu, side):
     model = make(use_gpu=use_gpu)
     plays = Interactions.from_triples(
         *zip(
@@ -289,14 +289,19 @@ def test_a_model_with_ids_refuses_to_grow_but_not_to_change(use_gpu, side):
     )
     model.fit(plays, show_progress=False)
     before = on_host(model)
-    size = len(before[SIDES[side]])
-    rows = rows_of(plays.user_items, side)
-    with pytest.raises(InputError, match=f"beyond the {size} {side} whose ids"):
-        partial_fit(model, side, [0, size], rows[[50, 51]])
-    for found, expected in zip(on_host(model), before, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    partial_fit(model, side, [0], rows[50])
-    assert (on_host(model)[SIDES[side]][0] != before[SIDES[side]][0]).any()
+    rows, name = rows_of(plays.user_items, side), {"users": "user", "items": "item"}[side]
+    ids = getattr(model, f"{name}_ids")
+    known = str(ids[7])
+    expected = getattr(model, f"fold_in_{side}")(rows[[50, 51, 52]])
+    partial_fit(model, side, ["new", known, "another"], rows[[50, 51, 52]])
+    grown = on_host(model)[SIDES[side]]
+    assert getattr(model, f"{name}_ids").tolist() == [*ids.tolist(), "another", "new"]
+    found = grown[getattr(model, f"{name}_index")(["new", known, "another"])]
+    np.testing.assert_array_equal(found, expected)
+    others = np.delete(np.arange(len(ids)), 7)
+    np.testing.assert_array_equal(grown[others], before[SIDES[side]][others])
+    with pytest.raises(InputError, match="the ids of this model are texts"):
+        partial_fit(model, side, [123456], rows[50])
 
 
 @both_sides

@@ -64,5 +64,5 @@ def test_predict_out_of_range(users, items):
 
 
 def test_predict_wants_pairs():
-    with pytest.raises(InputError, match="users has 2 numbers and items 3"):
+    with pytest.raises(InputError, match="users has 2 ids and items 3"):
         fit().predict([0, 1], [0, 1, 2])

@@ -580,7 +580,8 @@ def test_files_of_version_0_1_0_load_and_are_still_written(tmp_path, kind, array
     np.testing.assert_array_equal(loaded.item_index([103]), [3])
     for name, answer in ANSWERS.items():
         if name != "user_index":
-            np.testing.assert_array_equal(answer(loaded), answer(expected), err_msg=name)
+            found = answer(loaded.without_ids())
+            np.testing.assert_array_equal(found, answer(expected.without_ids()), err_msg=name)
     np.testing.assert_array_equal(loaded.fold_in_users(RATINGS), expected.fold_in_users(RATINGS))
     if kind is AlternatingLeastSquares:
         assert loaded.cg_steps == 5
@@ -607,4 +608,5 @@ def test_fits_keep_ids_and_predict_what_they_say():
         model = kind(FACTORS, iterations=2, dtype=np.float64, random_state=11)
         model.fit(ratings, show_progress=False)
         pairs = model.user_index(["u3", "u7"]), model.item_index([108, 101])
-        np.testing.assert_allclose(model.predict(*pairs), scores_of(model)[pairs], rtol=1e-12)
+        found = model.predict(["u3", "u7"], [108, 101])
+        np.testing.assert_allclose(found, scores_of(model)[pairs], rtol=1e-12)
