@@ -34,7 +34,7 @@ def split(path: Path, seed: int) -> tuple[gpu_als.Interactions, tuple[np.ndarray
     cut = int(0.8 * len(ratings))
     train, test = shuffled[:cut], shuffled[cut:]
     known = gpu_als.Interactions.from_triples(users[train], items[train], ratings[train])
-    return known, known.encode(users[test], items[test], ratings[test], unknown="drop")
+    return known, known.encode(users[test], items[test], ratings[test], unknown="skip")
 
 
 def held_out_rmse(path: Path, seed: int, factors: int, bias: bool) -> float:

@@ -258,7 +258,7 @@ def _hold_out(args: argparse.Namespace, ratings: Any) -> tuple[Any, Any]:
     users, items, values = read_triples(args.validation, **reading_arguments(args))
     if values is None and args.model == "explicit":
         raise InputError(f"--validation: {args.validation} has no ratings; pass --rating-column")
-    validation = ratings.encode(users, items, values, unknown="drop")
+    validation = ratings.encode(users, items, values, unknown="skip")
     if len(validation[2]) == 0:
         raise InputError(
             f"--validation: no rating in {args.validation} has a user and an item that occur in "

@@ -37,8 +37,8 @@ class Seen(Protocol):
 
 def rows_of(model: AnyModel, users: Any, items: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row numbers, column numbers and a mask of the pairs that the model knows."""
-    rows = model.user_index(users, unknown="drop")
-    columns = model.item_index(items, unknown="drop")
+    rows = model.user_index(users, unknown="skip")
+    columns = model.item_index(items, unknown="skip")
     if len(rows) != len(columns):
         raise InputError(f"found {len(rows)} users and {len(columns)} items; pass one per rating")
     known = (rows >= 0) & (columns >= 0)
@@ -130,8 +130,8 @@ class SeenInShards:
         if items is None:
             items = np.arange(matrix.shape[1])
         known = IdMap(matrix.user_ids, matrix.shape[0])
-        self._rows = known.rows(users, name="users", unknown="drop")
-        self._columns = model.item_index(items, unknown="drop")
+        self._rows = known.rows(users, name="users", unknown="skip")
+        self._columns = model.item_index(items, unknown="skip")
 
     def __getitem__(self, users: np.ndarray) -> sp.csr_matrix:
         """Return a matrix of shape (n, items of the model) with a 1 for each item a user has."""

@@ -56,7 +56,7 @@ class IdMap:
             self._build(array, name)
 
     def rows(
-        self, wanted: Any, *, name: str, unknown: Literal["raise", "drop"] = "raise"
+        self, wanted: Any, *, name: str, unknown: Literal["raise", "skip"] = "raise"
     ) -> np.ndarray:
         """Return the row of every wanted id.
 
@@ -66,7 +66,7 @@ class IdMap:
             Without ids, row numbers.
         name : str
             What the caller calls ``wanted``; used in messages.
-        unknown : {"raise", "drop"}
+        unknown : {"raise", "skip"}
             Whether an id that does not occur is an error or gets row -1.
 
         Returns
@@ -79,7 +79,7 @@ class IdMap:
             For unknown, missing or unusable ids; an :class:`~gpu_als.errors.IdRangeError` for row
             numbers out of range.
         """
-        check_choice(unknown, ("raise", "drop"), name="unknown")
+        check_choice(unknown, ("raise", "skip"), name="unknown")
         array = to_id_array(wanted, name=name)
         if self.ids is None:
             rows = self._rows_of_numbers(array)

@@ -202,11 +202,11 @@ class Interactions:
         -------
         csr_matrix, shape (n, items.size)
         """
-        rows = self.user_map.rows(user_ids, name="user_ids", unknown="drop")
+        rows = self.user_map.rows(user_ids, name="user_ids", unknown="skip")
         there, columns = self._columns.get("there", (None, None))
         if there is not items:
             own = np.arange(self.shape[1]) if self.item_ids is None else self.item_ids
-            columns = items.rows(own, name="item_ids", unknown="drop")
+            columns = items.rows(own, name="item_ids", unknown="skip")
             self._columns["there"] = items, columns
         known = np.flatnonzero(rows >= 0)
         entries = self.user_items[rows[known]].tocoo()
@@ -248,7 +248,7 @@ class Interactions:
         items: Any,
         ratings: Any = None,
         *,
-        unknown: Literal["raise", "drop"] = "raise",
+        unknown: Literal["raise", "skip"] = "raise",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Express other ratings, held-out ones for example, in the rows and columns of this matrix.
 
@@ -257,7 +257,7 @@ class Interactions:
         users, items : array-like of ids, shape (n,)
         ratings : array-like of numbers, shape (n,), or None
             None: every rating is 1.
-        unknown : {"raise", "drop"}
+        unknown : {"raise", "skip"}
             Whether entries with an id that is not here are an error or left out.
 
         Returns
@@ -280,7 +280,7 @@ def encode(
     items: Any,
     ratings: Any,
     *,
-    unknown: Literal["raise", "drop"],
+    unknown: Literal["raise", "skip"],
     dtype: np.dtype,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Express ratings in rows and columns; see :meth:`Interactions.encode`."""

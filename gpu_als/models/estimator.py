@@ -47,7 +47,7 @@ __all__ = ["SIDES", "Estimator", "attribute"]
 SIDES = "users", "items"
 _USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
 _ANY_NUMBER = int(np.iinfo(np.int64).max)
-Unknown = Literal["raise", "drop"]
+Unknown = Literal["raise", "skip"]
 
 
 def attribute(side: str, name: str, doc: str) -> Any:
@@ -257,7 +257,7 @@ class Estimator(HasParameters):
         ids : id or array-like of ids, shape (n,)
             Integers or strings, whichever the training data had. The ids of a model that was
             trained on a plain matrix are its row numbers.
-        unknown : {"raise", "drop"}
+        unknown : {"raise", "skip"}
             Whether an unknown id is an error or gets row -1.
 
         Returns
@@ -316,7 +316,7 @@ class Estimator(HasParameters):
         ----------
         users, items : id or array of ids, shape (n,)
             A single id goes with every one on the other side.
-        unknown : {"raise", "drop"}
+        unknown : {"raise", "skip"}
             Whether an unknown id is an error, or counts as one whose factors and bias are zero.
 
         Returns
@@ -388,7 +388,7 @@ class Estimator(HasParameters):
             The only candidates.
         min_score : float, optional
             Places with a lower score are empty.
-        unknown : {"raise", "drop"}
+        unknown : {"raise", "skip"}
             Whether an unknown user is an error, or gets a list of empty places.
 
         Returns

@@ -120,9 +120,9 @@ class Side:
         return self.derive("map of ids", lambda: IdMap(self.ids, len(self)))
 
     def rows_of(
-        self, ids: Any, name: str, unknown: Literal["raise", "drop"] = "raise"
+        self, ids: Any, name: str, unknown: Literal["raise", "skip"] = "raise"
     ) -> np.ndarray:
-        """Return the row of each id, int64; -1 for unknown ones that are dropped."""
+        """Return the row of each id, int64; -1 for unknown ones that are skipped."""
         if self.ids is None and unknown == "raise":
             return check_index_array(ids, len(self), name=name)  # quickly
         return self.id_map.rows(ids, name=name, unknown=unknown)
@@ -131,7 +131,7 @@ class Side:
         """Return the row of each id, behind the last for new ones, and the ids of all rows then."""
         if self.ids is None:
             return check_index_array(ids, _MOST_ROWS, name=name), None
-        rows = self.rows_of(ids, name, "drop")
+        rows = self.rows_of(ids, name, "skip")
         new = rows < 0
         if not new.any():
             return rows, self.ids

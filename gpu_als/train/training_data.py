@@ -213,6 +213,6 @@ def _check_ids(validation: Interactions, data: TrainingData) -> None:
         if not np.array_equal(getattr(validation, ids), getattr(data, ids)):
             raise InputError(
                 f"validation: its {ids} are not those of ratings; express it in their rows and "
-                "columns with encode(users, items, values, unknown='drop') of the Interactions or "
+                "columns with encode(users, items, values, unknown='skip') of the Interactions or "
                 "shards that are trained on, and pass that tuple"
             )

@@ -68,7 +68,7 @@ def former_rows(
             raise _misfit(before, axis, data, n_factors, name, remedy)
         if matched:
             by_id.append(axis)
-            found[axis] = IdMap(old).rows(new, name=f"{side}_ids", unknown="drop")
+            found[axis] = IdMap(old).rows(new, name=f"{side}_ids", unknown="skip")
             continue
         if size > len(factors) and (old is not None or new is not None):
             has, lacks = ("the model", name) if new is None else (name, "the model")

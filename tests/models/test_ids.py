@@ -73,12 +73,12 @@ def test_unknown_ids_are_named_or_dropped(pair):
     model, plain = pair
     with pytest.raises(InputError, match="'nobody'"):
         model.predict(["nobody"], [1000])
-    found = model.predict(["nobody", USERS[3], "nobody"], [ITEMS[2], 5, 5], unknown="drop")
+    found = model.predict(["nobody", USERS[3], "nobody"], [ITEMS[2], 5, 5], unknown="skip")
     mean = getattr(plain, "global_mean", 0.0)
     biases = [getattr(plain, name, np.zeros(30)) for name in ("item_biases", "user_biases")]
     expected = mean + np.array([biases[0][2], biases[1][3], 0])
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    ids, scores = model.recommend(["nobody", USERS[3]], RATINGS[[3, 3]], N=4, unknown="drop")
+    ids, scores = model.recommend(["nobody", USERS[3]], RATINGS[[3, 3]], N=4, unknown="skip")
     assert (ids[0] == -1).all()
     assert (scores[0] == np.finfo(np.float32).min).all()
     np.testing.assert_array_equal(ids[1], ITEMS[plain.recommend(3, RATINGS[3], N=4)[0]])

@@ -185,7 +185,7 @@ class ShardedMatrix:
         items: Any,
         ratings: Any = None,
         *,
-        unknown: Literal["raise", "drop"] = "raise",
+        unknown: Literal["raise", "skip"] = "raise",
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Express other ratings in rows and columns; see :meth:`gpu_als.Interactions.encode`."""
         n_users, n_items = self.shape
