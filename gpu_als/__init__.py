@@ -12,13 +12,13 @@ from gpu_als.models import (
     als_step,
     calculate_loss,
     factorize,
+    load,
     loss_and_gradient,
 )
 from gpu_als.train.checkpoint import Checkpoint
 from gpu_als.train.loop import StopTraining
 from gpu_als.train.report import FitReport
-
-__version__ = "0.1.0"
+from gpu_als.version import __version__
 
 __all__ = [
     "HAS_CUDA",
@@ -31,12 +31,14 @@ __all__ = [
     "ModelFitError",
     "ParameterWarning",
     "StopTraining",
+    "__version__",
     "als_step",
     "calculate_loss",
     "datasets",
     "errors",
     "evaluation",
     "factorize",
+    "load",
     "loss_and_gradient",
     "metrics",
     "read_interactions",

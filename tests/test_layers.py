@@ -11,7 +11,7 @@ ROOT = Path(gpu_als.__file__).parent
 
 # From the ground up. A module imports from its own room and from floors below.
 FLOORS = (
-    ("errors", "progress"),
+    ("errors", "progress", "version"),
     ("data", "metrics"),
     ("datasets", "core"),
     ("backends",),

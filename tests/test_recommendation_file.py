@@ -235,10 +235,10 @@ def test_a_progress_bar_counts_users_if_it_is_wanted(tmp_path, capsys, shown):
     assert shown or printed.err == ""
 
 
-@pytest.mark.parametrize("file", ["r", "r.csv", "r.npz", "npy", 3, None, sys.stdout, b"r.npy"])
+@pytest.mark.parametrize("file", ["r", "r.tsv", "r.npz", "npy", 3, None, sys.stdout, b"r.npy"])
 def test_other_files_are_refused(tmp_path, monkeypatch, file):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"file must be a path that ends in \.npy or \.parquet"):
+    with pytest.raises(InputError, match=r"file must be a path that ends in \.csv, .*\.parquet"):
         write(implicit(), file, PLAYS)
     assert os.listdir(tmp_path) == []
 

@@ -83,7 +83,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    from gpu_als import __version__
+    from gpu_als.version import __version__
 
     parser = argparse.ArgumentParser(
         prog="gpu-als",

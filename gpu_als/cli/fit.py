@@ -94,6 +94,11 @@ def add_command(commands: Any) -> None:
         help="train on the Dask cluster with this scheduler, such as tcp://host:8786; a folder of "
         "shards must have the same path on all its machines (default: train in this process)",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-seen", action="store_true",
+        help="do not keep in the model which items each user has, which 'gpu-als recommend' leaves "
+        "out (default: they are kept, but for those of shards)",
+    )  # fmt: skip
     parser.add_argument("--plot", metavar="FILE.png", help="draw the learning curve")
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress bar")
     add_json_option(parser)
@@ -144,6 +149,8 @@ def run(args: argparse.Namespace) -> int:
     assert report is not None
     saved = None
     if args.output is not None:
+        if not (in_shards or args.no_seen):
+            model.seen_items = ratings
         model.save(args.output)
         saved = _npz(args.output)
     if args.plot and report.iterations:

@@ -84,8 +84,8 @@ def _collect() -> dict[str, Any]:
     import scipy.linalg
     import threadpoolctl
 
-    from gpu_als import __version__
     from gpu_als.backends.native.library import variants
+    from gpu_als.version import __version__
 
     gpu, problem = _gpu()
     blas = {

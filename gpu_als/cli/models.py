@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from gpu_als.core import solvers
 from gpu_als.data import Interactions, read_interactions, train_test_split
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
-from gpu_als.models import AlternatingLeastSquares, ExplicitALS
+from gpu_als.models import AlternatingLeastSquares, ExplicitALS, load
 from gpu_als.train.training_data import TrainingData
 
 __all__ = [
@@ -108,13 +106,13 @@ def train(
 
 def load_model(args: argparse.Namespace, file: str) -> AnyModel:
     """Read a model of either kind, to be used on the device that the options name."""
-    if _is_explicit(file):
-        explicit = ExplicitALS.load(file)
-        explicit.backend, explicit.num_threads = args.backend, args.threads
-        return explicit
-    implicit = AlternatingLeastSquares.load(file)
-    implicit.use_gpu, implicit.num_threads = _use_gpu(args), args.threads
-    return implicit
+    model = load(file)
+    if isinstance(model, ExplicitALS):
+        model.backend = args.backend
+    else:
+        model.use_gpu = _use_gpu(args)
+    model.num_threads = args.threads
+    return model
 
 
 def describe(model: AnyModel) -> str:
@@ -151,13 +149,3 @@ def _implicit(
 
 def _use_gpu(args: argparse.Namespace) -> bool | None:
     return {"auto": None, "cupy": True, "numpy": False}[args.backend]
-
-
-def _is_explicit(file: str) -> bool:
-    """Read it off the list of arrays; ``load`` explains what is wrong with files without one."""
-    path = file if os.path.exists(file) else f"{file}.npz"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "kind.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return False

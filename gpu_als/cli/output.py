@@ -6,17 +6,22 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpu_als.errors import InputError
 
 __all__ = [
-    "check_folder", "check_not_inside", "print_json", "print_pairs", "print_table", "refuse_folder",
-    "say",
+    "check_folder", "check_not_inside", "print_json", "print_pairs", "print_table", "printable",
+    "refuse_folder", "say",
 ]  # fmt: skip
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def say(args: argparse.Namespace, text: str) -> None:
@@ -46,6 +51,13 @@ def print_json(content: dict[str, Any]) -> None:
     """Print one JSON object; what JSON cannot hold (NaN, infinity) becomes null."""
     json.dump(_plain(content), sys.stdout, indent=2, allow_nan=False)
     print()
+
+
+def printable(ids: np.ndarray | None) -> np.ndarray | None:
+    """Return ids without the control characters that a terminal would obey."""
+    if ids is None or ids.dtype.kind != "U" or not sys.stdout.isatty():
+        return ids
+    return np.array([_CONTROL.sub(lambda found: repr(found[0])[1:-1], id_) for id_ in ids.tolist()])
 
 
 def check_folder(file: str | None, option: str) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 from gpu_als.cli.options import (
     add_device_options,
@@ -17,11 +15,13 @@ from gpu_als.cli.options import (
     new_command,
     refuse_reading_options,
 )
-from gpu_als.cli.output import check_folder
-from gpu_als.data.atomic import replacing
+from gpu_als.cli.output import check_folder, printable
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
+
+_MIN_RATINGS = 5
+"""Of items of explicit models, which rank those with one good rating first."""
 
 
 def add_command(commands: Any) -> None:
@@ -31,23 +31,38 @@ def add_command(commands: Any) -> None:
         "recommend",
         short="print the best items for some users or all",
         description="Prints, as CSV, the user, the rank, the item and the score of the best items. "
-        "Ids are those of the file that the model was trained on.",
-        example="  gpu-als recommend model.npz --users 7 12 -n 5 --ratings ratings.csv\n"
-        "  gpu-als recommend model.npz --users-file users.txt -o lists.csv",
+        "Ids are those of the file that the model was trained on. An implicit model ranks; an "
+        "explicit one predicts ratings, and its lists are of what a user would rate best.",
+        example="  gpu-als recommend model.npz --users 7 12 -n 5\n"
+        "  gpu-als recommend model.npz --users-file users.txt --unknown popular -o lists.csv",
     )
     parser.add_argument("model", metavar="MODEL", help="a file that 'gpu-als fit' saved")
     who = parser.add_mutually_exclusive_group()
     who.add_argument("--users", nargs="+", metavar="ID", help="the users (default: all)")
     who.add_argument("--users-file", metavar="FILE", help="a file with one user id per line")
+    parser.add_argument(
+        "--unknown", choices=("error", "skip", "popular"), default="error",
+        help="what becomes of a user that the model does not know: error; skip; popular: the items "
+        "that most users have, with their number as the score (default: error)",
+    )  # fmt: skip
     parser.add_argument("-n", type=int, default=10, metavar="N", help="items each (default: 10)")
     parser.add_argument(
-        "--ratings", metavar="RATINGS",
-        help="leave out the items that a user has in this file or folder of shards, usually what "
-        "was trained on (default: nothing is left out)",
+        "--min-ratings", type=int, metavar="N",
+        help="only items with at least so many ratings in training (default: 5 for explicit "
+        "models, whose predictions of rarer ones are mostly chance; 0 for implicit ones)",
     )  # fmt: skip
+    left_out = parser.add_mutually_exclusive_group()
+    left_out.add_argument(
+        "--ratings", metavar="RATINGS",
+        help="leave out the items that a user has in this file or folder of shards (default: those "
+        "that the model remembers from 'gpu-als fit')",
+    )  # fmt: skip
+    left_out.add_argument("--no-seen", action="store_true", help="leave nothing out")
     parser.add_argument(
-        "-o", "--output", metavar="OUT.csv", help="write there (default: to the screen)"
-    )
+        "-o", "--output", metavar="FILE",
+        help="write there, as .csv, .csv.gz, .parquet, .json or .npy (default: CSV to the screen)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON in place of CSV")
     add_device_options(parser)
     add_reading_options(parser)
     parser.set_defaults(run=run)
@@ -58,37 +73,66 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.scoring import best_lists, seen_items
+    from gpu_als.cli.scoring import best_lists, popular_items, seen_items
+    from gpu_als.ranking.to_file import check_ending
 
-    check_folder(args.output, "-o")
+    if args.output is not None:
+        check_folder(args.output, "-o")
+        check_ending(args.output)
     if args.ratings is not None and os.path.isdir(args.ratings):
         refuse_reading_options(args, args.ratings)
     if args.n < 1:
         raise InputError(f"-n must be at least 1, not {args.n}")
     model = load_model(args, args.model)
-    wanted = args.users if args.users_file is None else _read_ids(args.users_file)
-    users = np.arange(len(model.user_factors)) if wanted is None else model.user_index(wanted)
-    seen = None if args.ratings is None else seen_items(args, model, args.ratings)
-    n_written = 0
-    with _opened(args.output) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("user", "rank", "item", "score"))
-        for batch, found, scores in best_lists(model, users, seen, args.n):
-            row, place = np.nonzero(found >= 0)
-            chosen, items = batch[row], found[row, place]
-            writer.writerows(
-                zip(
-                    (chosen if model.user_ids is None else model.user_ids[chosen]).tolist(),
-                    (place + 1).tolist(),
-                    (items if model.item_ids is None else model.item_ids[items]).tolist(),
-                    (f"{score:.6g}" for score in scores[row, place].tolist()),
-                    strict=True,
-                )
-            )
-            n_written += len(row)
+    candidates = _frequent_items(args, model)
+    names = args.users if args.users_file is None else _read_ids(args.users_file)
+    if names is None:
+        users, user_ids = np.arange(len(model.user_factors)), model.user_ids
+    else:
+        users = model.user_index(names, unknown="raise" if args.unknown == "error" else "skip")
+        user_ids = np.array(names)
+        if args.unknown == "skip":
+            user_ids, users = user_ids[users >= 0], users[users >= 0]
+            if len(users) < len(names):
+                print(f"Skipped {len(names) - len(users):,} unknown users", file=sys.stderr)
+    seen = None if args.no_seen else model.seen_items
+    if args.ratings is not None:
+        seen = seen_items(args, model, args.ratings)
+    popular = popular_items(model, args.n, candidates) if users.min(initial=0) < 0 else None
+    n_best = min(args.n, len(model.item_factors) if candidates is None else len(candidates))
+    ids = user_ids, model.item_ids
+    shape, dtype = (len(users), n_best), model.user_factors.dtype
+    done, n_written = 0, 0
+    with _opened(args, shape, dtype, ids) as write:
+        for batch, found, scores in best_lists(model, users, seen, args.n, candidates):
+            if popular is not None:
+                found[batch < 0], scores[batch < 0] = popular
+            write(np.arange(done, done + len(batch)) if names else batch, found, scores)
+            done, n_written = done + len(batch), n_written + int(np.count_nonzero(found >= 0))
     if args.output is not None:
         print(f"Wrote {n_written:,} recommendations for {len(users):,} users to {args.output}")
     return 0
+
+
+def _frequent_items(args: argparse.Namespace, model: Any) -> Any:
+    """Return the rows of the items that ``--min-ratings`` leaves, or None for all."""
+    import numpy as np
+
+    from gpu_als.models import ExplicitALS
+
+    least, counts = args.min_ratings, model.item_counts
+    if least is None:
+        least = _MIN_RATINGS if isinstance(model, ExplicitALS) and counts is not None else 0
+    if least <= 0:
+        return None
+    if counts is None:
+        raise InputError(
+            f"--min-ratings: {args.model} does not say how many ratings items have; fit it again"
+        )
+    found = np.flatnonzero(counts >= least)
+    if len(found) == 0:
+        raise InputError(f"--min-ratings: no item has {least} ratings; pass a lower number")
+    return found
 
 
 def _read_ids(file: str) -> list[str]:
@@ -100,11 +144,17 @@ def _read_ids(file: str) -> list[str]:
 
 
 @contextmanager
-def _opened(file: str | None) -> Iterator[TextIO]:
-    if file is None:
-        yield sys.stdout
+def _opened(args: argparse.Namespace, shape: Any, dtype: Any, ids: Any) -> Iterator[Any]:
+    """Give the function that writes recommendations to where they are wanted."""
+    from gpu_als.ranking.to_file import csv_lines, json_lines, recommendation_file
+
+    if args.output is not None:
+        with recommendation_file(
+            args.output, shape, dtype=dtype, ids=ids, show_progress=False
+        ) as write:
+            yield write
         return
-    with replacing(file) as binary:
-        stream = io.TextIOWrapper(binary, encoding="utf-8", newline="")
-        yield stream
-        stream.detach()  # flushes; the file is closed by whoever opened it
+    to_lines = json_lines if args.json else csv_lines
+    sys.stdout.flush()
+    with to_lines(sys.stdout.buffer, shape, dtype, (printable(ids[0]), printable(ids[1]))) as write:
+        yield write

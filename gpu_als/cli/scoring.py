@@ -20,7 +20,8 @@ from gpu_als.errors import InputError
 from gpu_als.models import ExplicitALS
 
 __all__ = [
-    "Seen", "SeenInShards", "best_lists", "pairs_matrix", "ranking_metrics", "rating_metrics",
+    "Seen", "SeenInShards", "best_lists", "pairs_matrix", "popular_items", "ranking_metrics",
+    "rating_metrics",
     "rows_of", "seen_items",
 ]  # fmt: skip
 
@@ -52,25 +53,48 @@ def pairs_matrix(model: AnyModel, rows: np.ndarray, columns: np.ndarray) -> sp.c
 
 
 def best_lists(
-    model: AnyModel, users: np.ndarray, seen: Seen | None, n_best: int
+    model: AnyModel,
+    users: np.ndarray,
+    seen: Seen | None,
+    n_best: int,
+    candidates: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield users (n,), their best items (n, n_best), -1 in empty places, and the scores.
 
     Parameters
     ----------
+    users : array of int
+        Row numbers; for -1 there are lists that mean nothing.
     seen : Seen, or None
         What each user is not to be shown, by row number.
+    candidates : array of int, optional
+        The only items to be shown, by row number.
     """
     model = model.without_ids()
     for start in range(0, len(users), _USERS_AT_ONCE):
         batch = users[start : start + _USERS_AT_ONCE]
+        rows = np.maximum(batch, 0)
         if seen is None:
-            found, scores = model.recommend(batch, N=n_best, filter_already_liked_items=False)
+            found, scores = model.recommend(rows, None, n_best, False, items=candidates)
         else:
-            found, scores = model.recommend(batch, seen[batch], N=n_best)
+            found, scores = model.recommend(rows, seen[rows], n_best, items=candidates)
             # what is filtered comes last, with the lowest score there is
             found = np.where(scores > np.finfo(scores.dtype).min, found, -1)
         yield batch, found, scores
+
+
+def popular_items(
+    model: AnyModel, n_best: int, candidates: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items with the most ratings, the first of equals first, and their numbers."""
+    counts = model.item_counts
+    if counts is None:
+        raise InputError(
+            "--unknown popular: the model does not say how many ratings items have; fit it again"
+        )
+    items = np.arange(len(counts)) if candidates is None else candidates
+    best = items[np.argsort(-counts[items], kind="stable")[:n_best]]
+    return best, counts[best]
 
 
 def rating_metrics(

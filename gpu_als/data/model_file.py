@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from gpu_als.data.atomic import replacing
 from gpu_als.data.npz_members import ARRAY_KINDS, opened_archive, read_member
-from gpu_als.errors import InputError, ModelFileError
+from gpu_als.errors import InputError, ModelFileError, check_choice
 
 __all__ = ["check_names", "npz_path", "read_arrays", "to_factors", "write_arrays"]
+
+_LOCAL_HEADER, _ZIP64_FIELD = 30, 20
+"""Bytes that a .zip file has before a member, besides its name."""
+_PADDING_FIELD = 0xD935
+"""The number that other programs give to fields which pad."""
 
 
 def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, Any]) -> None:
@@ -49,7 +55,9 @@ def write_arrays(file: str | os.PathLike[str] | BinaryIO, arrays: Mapping[str, A
         _write_archive(file, prepared)
 
 
-def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray]:
+def read_arrays(
+    file: str | os.PathLike[str] | BinaryIO, *, mmap_mode: Literal["r"] | None = None
+) -> dict[str, np.ndarray]:
     """Read every array of a ``.npz`` file.
 
     Nothing is unpickled or evaluated. What the file says is compared with its length before memory
@@ -60,6 +68,9 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
     ----------
     file : path or binary file object
         Where a path does not exist but the path with ``.npz`` does, that is read.
+    mmap_mode : {"r"}, optional
+        Map large arrays of a path into memory, read-only, instead of reading them: their pages are
+        read when they are used, and shared by processes. Their checksums are not compared.
 
     Returns
     -------
@@ -74,7 +85,10 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
     FileNotFoundError
         If there is no such file.
     """
+    check_choice(mmap_mode, (None, "r"), name="mmap_mode")
     if not isinstance(file, str | os.PathLike):
+        if mmap_mode is not None:
+            raise InputError("mmap_mode needs a path; pass one, or mmap_mode=None")
         if isinstance(file, io.TextIOBase) or not hasattr(file, "seek"):
             raise InputError(
                 f"file: found {type(file).__name__}; pass a path or a file opened in binary mode "
@@ -85,7 +99,7 @@ def read_arrays(file: str | os.PathLike[str] | BinaryIO) -> dict[str, np.ndarray
     if not path.exists() and npz_path(path).exists():
         path = npz_path(path)
     with path.open("rb") as stream:
-        return _read_archive(stream, str(path))
+        return _read_archive(stream, str(path), mapped=mmap_mode is not None)
 
 
 def check_names(
@@ -156,13 +170,25 @@ def _write_archive(stream: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             # ZipInfo has a fixed date, so that equal arrays give equal files.
             member = zipfile.ZipInfo(f"{name}.npy")
+            member.extra = _padding(archive, member)
             with archive.open(member, "w", force_zip64=True) as out:
                 np.lib.format.write_array(out, array, allow_pickle=False)
 
 
-def _read_archive(stream: BinaryIO, name: str) -> dict[str, np.ndarray]:
+def _padding(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return an extra field behind which a member begins at a multiple of 64 bytes.
+
+    NumPy makes the head of an array a multiple of 64 bytes, too, so that its numbers are aligned
+    where the file is mapped into memory.
+    """
+    assert archive.fp is not None
+    before = archive.fp.tell() + _LOCAL_HEADER + len(member.filename.encode()) + _ZIP64_FIELD
+    return struct.pack("<HH", _PADDING_FIELD, n := -(before + 4) % 64) + bytes(n)
+
+
+def _read_archive(stream: BinaryIO, name: str, *, mapped: bool = False) -> dict[str, np.ndarray]:
     with opened_archive(stream, name) as archive:
         return {
-            member.filename.removesuffix(".npy"): read_member(archive, member, name)
+            member.filename.removesuffix(".npy"): read_member(archive, member, name, mapped=mapped)
             for member in archive.infolist()
         }

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ _DAMAGED = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, OverflowError,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
+_SMALLEST_MAPPED = 1 << 16
+"""Bytes of an array that is worth a mapping of its own."""
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
     r"\{'descr': '([<>|][" + ARRAY_KINDS + r"O]\d{0,9})', 'fortran_order': (True|False), "
@@ -60,8 +63,13 @@ def opened_archive(stream: BinaryIO, name: str) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
-    """Return one array; ``name`` is that of the file, in messages."""
+def read_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, *, mapped: bool = False
+) -> np.ndarray:
+    """Return one array; ``name`` is that of the file, in messages.
+
+    With ``mapped`` a large one that was written without compression stays in the file.
+    """
     where = f"{name}: array {info.filename!r}"
     with archive.open(info) as member:
         shape, fortran_order, dtype = read_header(member, where)
@@ -72,12 +80,25 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> n
                 f"{where} claims shape {shape} of {dtype} but holds {present} bytes; the file is "
                 "corrupted, write it again"
             )
+        if mapped and n_bytes >= _SMALLEST_MAPPED and info.compress_type == zipfile.ZIP_STORED:
+            assert archive.filename is not None
+            begin = _begin(archive, info) + info.file_size - n_bytes
+            order: Any = "F" if fortran_order else "C"
+            return np.memmap(archive.filename, dtype, "r", begin, shape, order)
         buffer = bytearray(n_bytes)
         # Reading the last byte is what makes zipfile compare the checksum.
         if read_into(member, memoryview(buffer)) != n_bytes:
             raise ModelFileError(f"{where} is truncated; write it again")
     array = np.frombuffer(buffer, dtype)
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+
+
+def _begin(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Return where in the file the bytes of a member begin, behind its local header."""
+    assert archive.fp is not None
+    archive.fp.seek(info.header_offset + 26)
+    name, extra = struct.unpack("<HH", archive.fp.read(4))
+    return info.header_offset + 30 + int(name) + int(extra)
 
 
 def read_header(member: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -22,6 +22,7 @@ from gpu_als.data.interactions import Interactions
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import BackendError, InputError
 from gpu_als.models import files
+from gpu_als.models.about import about, card
 from gpu_als.models.explain import UserWeights, check_user_weights, contributions, factor_system
 from gpu_als.models.fitted import Fitted, Side, norms
 from gpu_als.models.fold_in import fold_in
@@ -39,10 +40,10 @@ from gpu_als.ranking.to_file import recommendation_file
 from gpu_als.ranking.top_k import check_pairs
 from gpu_als.train.engine import Model
 from gpu_als.train.report import FitReport
-from gpu_als.train.training_data import TrainingData
+from gpu_als.train.training_data import Summary, TrainingData
 from gpu_als.train.warm_start import carry_over, former_rows
 
-__all__ = ["SIDES", "Estimator", "attribute"]
+__all__ = ["SIDES", "Estimator", "attribute", "load_as"]
 
 SIDES = "users", "items"
 _USERS_AT_ONCE, _PLACES_AT_ONCE = 8192, 1 << 22
@@ -162,10 +163,15 @@ class Estimator(HasParameters):
         )
         return Model(users, items, self.bias)
 
-    def _take_over(self, data: TrainingData, users: Any, items: Any, mean: float = 0.0) -> None:
+    def _take_over(
+        self, data: TrainingData, summary: Summary, users: Any, items: Any, mean: float = 0.0
+    ) -> None:
         """Begin to serve what a fit has found."""
         users, items = Side(users, self.bias, data.user_ids), Side(items, self.bias, data.item_ids)
-        self._fitted = self._placed(Fitted(users, items, mean))
+        counts = data.items.counts().astype(np.int64)
+        self._fitted = self._placed(
+            Fitted(users, items, mean, item_counts=counts, about=about(data, summary))
+        )
 
     def _get_backend(self) -> Backend:
         return self._backend_choice().get()
@@ -233,19 +239,46 @@ class Estimator(HasParameters):
         files.save(file, self._file, self, self._fitted)
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str] | BinaryIO) -> Self:
+    def load(
+        cls,
+        file: str | os.PathLike[str] | BinaryIO,
+        *,
+        mmap_mode: Literal["r"] | None = None,
+    ) -> Self:
         """Read a model that :meth:`save` wrote, or ``implicit``.
 
         Nothing is unpickled, and no more memory is taken than the file accounts for.
+
+        Parameters
+        ----------
+        file : path or binary file object
+        mmap_mode : {"r"}, optional
+            Map large arrays of a path into memory in place of reading them, so that a model is
+            there at once and processes share its pages. Factors are then trusted: neither their
+            checksums nor their values are looked at. Those with biases are copied into memory, and
+            on a GPU all are copied there.
 
         Raises
         ------
         ModelFileError
             The file is damaged or holds something else; the message says what.
         """
-        model, fitted = files.load(file, cls._file, cls)
-        model._fitted = model._placed(fitted)
+        model: Self = load_as((cls,), file, mmap_mode=mmap_mode)
         return model
+
+    @property
+    def about_(self) -> dict[str, Any] | None:
+        """Where the model comes from, or None: versions, date, and its data in a few numbers."""
+        return self._fitted.about
+
+    @property
+    def item_counts(self) -> np.ndarray | None:
+        """How many interactions each item had in training, int64, (n_items,), or None."""
+        return self._fitted.item_counts
+
+    def __str__(self) -> str:
+        """Say what the model is, what it was fitted on and how that went."""
+        return card(self)
 
     # --- ids ---------------------------------------------------------------------------------
 
@@ -288,7 +321,7 @@ class Estimator(HasParameters):
         """What :meth:`recommend` filters without ``user_items``; (n_users, n_items), or None.
 
         A matrix or Interactions to set, of which the stored entries count. Partial fits bring them
-        up to date; a fit forgets them, and :meth:`save` leaves them out.
+        up to date, and :meth:`save` keeps them; a fit forgets them.
         """
         return self._fitted.seen
 
@@ -463,10 +496,11 @@ class Estimator(HasParameters):
         Parameters
         ----------
         file : path
-            Ending in ``.npy``: an array of records ``user``, ``item`` (N,), ``score`` (N,), one
-            for each user, with row numbers in place of ids (``numpy.load(file,
-            mmap_mode="r")``). Ending in ``.parquet`` (needs pyarrow): columns ``user``, ``rank``
-            (from 1), ``item`` and ``score``, one row for each place that holds an item.
+            Ending in ``.csv``, ``.csv.gz`` or ``.parquet`` (needs pyarrow): columns ``user``,
+            ``rank`` (from 1), ``item`` and ``score``, one row for each place that holds an item.
+            In ``.json``: an array of objects ``user``, ``items``, ``scores``. In ``.npy``: an array
+            of records ``user``, ``item`` (N,), ``score`` (N,), one for each user, with row numbers
+            in place of ids (``numpy.load(file, mmap_mode="r")``).
         user_items : sparse matrix, shape (n_users, n_items), or Interactions
             One row per user written, in the order of ``userids``; needed to filter in a model
             without :attr:`seen_items`.
@@ -479,7 +513,7 @@ class Estimator(HasParameters):
         Raises
         ------
         InputError
-            An argument cannot be used, or the ending of the file is neither of these.
+            An argument cannot be used, or the ending of the file is none of these.
         OSError
             The file cannot be written; what was there before is left as it was.
         """
@@ -822,9 +856,19 @@ class Estimator(HasParameters):
                 grown[: len(side)] = side.on(backend)
                 grown[backend.from_host(numbers)] = backend.from_host(solved)
                 changed = Side(self._keep(grown), side.bias, all_ids)
+            change = numbers, rows, size
             self._fitted = fitted.replaced(
-                **{name: changed}, seen=fitted.seen_with(name, numbers, rows, size)
+                **{name: changed},
+                seen=fitted.seen_with(name, *change),
+                item_counts=fitted.counts_with(name, *change),
             )
+
+
+def load_as(classes: tuple[type[Estimator], ...], file: Any, *, mmap_mode: Any = None) -> Any:
+    """Read a model of one of these classes; see :meth:`Estimator.load`."""
+    model, fitted = files.load(file, classes, mmap_mode=mmap_mode)
+    model._fitted = model._placed(fitted)
+    return model
 
 
 def _row_numbers(

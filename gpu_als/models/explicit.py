@@ -221,7 +221,7 @@ class ExplicitALS(Estimator):
         if sample_weight is not None:
             weigh = partial(_aligned_weights, ratings, sample_weight)
         data = as_training_data(ratings, name="ratings", dtype=self.dtype, weigh=weigh)
-        total, weight = map(sum, zip(*data.map_blocks(_checked_sum), strict=True))
+        (total, weight), summary = data.survey(_checked_sum)
         mean = total / weight if self.bias and weight else 0.0
         engine = data.engine(self._objective(mean), self._width, self._backend_choice())
         held_out, validate = None, None
@@ -231,10 +231,10 @@ class ExplicitALS(Estimator):
         start = begin(
             checkpoint,
             resume,
-            FitReport(engine.device, entries=data.nnz),
+            FitReport(engine.device, entries=summary.entries),
             {"model": "explicit", **self.get_params()},
             {
-                "ratings": data.fingerprint,
+                "ratings": lambda: summary.fingerprint,
                 "sample_weight": partial(hash_arrays, data.weights),
                 "validation": partial(hash_arrays, *(held_out or ())),
             },
@@ -258,7 +258,7 @@ class ExplicitALS(Estimator):
             best=start.best,
             checkpoints=start.checkpoints,
         )
-        self._take_over(data, *model.factors, mean)
+        self._take_over(data, summary, *model.factors, mean)
         return self
 
     @property

@@ -6,15 +6,19 @@ others are those of ``implicit``, which reads and writes them under the names th
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
+import scipy.sparse as sp
 
+from gpu_als.data.csr import check_csr
 from gpu_als.data.model_file import check_names, read_arrays, to_factors, write_arrays
 from gpu_als.data.splits import check_random_state
 from gpu_als.errors import InputError, ModelFileError
+from gpu_als.models.about import read_about
 from gpu_als.models.fitted import Fitted, Side
 
 __all__ = ["EXPLICIT", "IMPLICIT", "Format", "load", "save"]
@@ -76,6 +80,8 @@ EXPLICIT = Format(
     ("factors", "regularization", "bias", "iterations", "dtype"),
     True,
 )  # fmt: skip
+_PAST = "item_counts", "seen_indptr", "seen_indices", "about"
+"""What the constructor and the factors do not say; 0.1.0 and ``implicit`` do not write it."""
 _ELSEWHERE = "backend", "num_threads", "precision"
 """Parameters of a machine, which files of ratings may hold but do not."""
 
@@ -104,6 +110,12 @@ def save(file: File, form: Format, model: Any, fitted: Fitted) -> None:
         values["factors"] = fitted.users.factors.shape[1]  # set_params may have changed it since
         if form.biases:
             arrays["global_mean"], values["bias"] = fitted.mean, fitted.users.bias
+        arrays["item_counts"] = fitted.item_counts
+        if fitted.seen is not None:
+            arrays |= {"seen_indptr": fitted.seen.indptr, "seen_indices": fitted.seen.indices}
+        if fitted.about is not None:
+            report = None if model.report_ is None else model.report_.to_dict()
+            arrays["about"] = json.dumps({**fitted.about, "report": report}, allow_nan=False)
     values["random_state"] = _stored_seed(values["random_state"])
     values["dtype"] = model.dtype.name
     if not isinstance(values.get("solver"), str | None):
@@ -113,42 +125,68 @@ def save(file: File, form: Format, model: Any, fitted: Fitted) -> None:
     write_arrays(file, {name: value for name, value in stored.items() if value is not None})
 
 
-def load(file: File, form: Format, make: Any) -> tuple[Any, Fitted]:
+def load(
+    file: File, classes: tuple[Any, ...], *, mmap_mode: Literal["r"] | None = None
+) -> tuple[Any, Fitted]:
     """Read what :func:`save` or ``implicit`` wrote.
 
     Parameters
     ----------
-    make : class of the model
-        Its ``_from_stored`` is called with the stored parameters.
+    classes : tuple of classes of models
+        One of which the file must hold. Its ``_from_stored`` gets the stored parameters.
+    mmap_mode : {"r"}, optional
+        Leave large arrays in the file, and their values unchecked.
 
     Raises
     ------
     ModelFileError
         The file is damaged or holds something else.
     """
-    stored = read_arrays(file)
+    stored = read_arrays(file, mmap_mode=mmap_mode)
     kind = stored.pop("kind", None)
-    is_one = any(f"{form.prefix}{name}" in stored for name in form.needed)
-    if (None if kind is None else str(kind)) != form.kind or not is_one:
-        raise ModelFileError(f"{file}: holds no {form.title} model")
+    make = _class_of(None if kind is None else str(kind), stored, classes, file)
+    form: Format = make._file
     kinds = ("factors", "biases", "ids") if form.biases else ("factors", "ids")
     sides = [
         {what: stored.pop(f"{name}_{what}", None) for what in kinds} for name in ("user", "item")
     ]
     mean = stored.pop("global_mean", None) if form.biases else None
+    past = {name: stored.pop(name, None) for name in _PAST}
     values = {name.removeprefix(form.prefix): array for name, array in stored.items()}
     check_names(values, needed=form.needed, known=(*form.names(make), *_ELSEWHERE), where=str(file))
     try:
         model = _with_parameters(make, values)
     except (ValueError, TypeError) as error:
         raise ModelFileError(f"{file}: a stored parameter cannot be used: {error}") from error
-    if all(array is None for side in sides for array in (*side.values(), mean)):
+    arrays = *(array for side in sides for array in side.values()), mean, *past.values()
+    if all(array is None for array in arrays):
         return model, Fitted(Side(bias=model.bias), Side(bias=model.bias))
     users, items = (
-        _side(side, name, model, form, file)
+        _side(side, name, model, form, file, trusted=mmap_mode is not None)
         for name, side in zip(("user", "item"), sides, strict=True)
     )
-    return model, Fitted(users, items, _mean(mean, model.dtype, file) if form.biases else 0.0)
+    level = _mean(mean, model.dtype, file) if form.biases else 0.0
+    seen = _seen(past["seen_indptr"], past["seen_indices"], (len(users), len(items)), file)
+    counts, text = past["item_counts"], past["about"]
+    if counts is not None and (counts.dtype.kind != "i" or counts.shape != (len(items),)):
+        raise ModelFileError(f"{file}: item_counts do not fit item_factors; save the model again")
+    about = None
+    if text is not None:
+        about, model.report_ = read_about(text, file)
+    return model, Fitted(users, items, level, seen, counts, about)
+
+
+def _class_of(kind: str | None, stored: Any, classes: tuple[Any, ...], file: Any) -> Any:
+    """Return the class whose model a file holds."""
+    for make in classes:
+        form = make._file
+        if form.kind == kind and any(f"{form.prefix}{name}" in stored for name in form.needed):
+            return make
+    wanted = " or ".join(make._file.title for make in classes)
+    found = {form.kind: form.title for form in (EXPLICIT, IMPLICIT)}.get(kind)
+    other = found is not None and found not in wanted and "user_factors" in stored
+    remedy = f" but one of {found}; load it with that class or with gpu_als.load" if other else ""
+    raise ModelFileError(f"{file}: holds no {wanted} model{remedy}")
 
 
 def _with_parameters(make: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -159,7 +197,13 @@ def _with_parameters(make: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _side(
-    arrays: dict[str, np.ndarray | None], name: str, model: Any, form: Format, file: Any
+    arrays: dict[str, np.ndarray | None],
+    name: str,
+    model: Any,
+    form: Format,
+    file: Any,
+    *,
+    trusted: bool,
 ) -> Side:
     """Return one side after checking that its arrays fit together and the parameters."""
     factors, biases, ids = arrays["factors"], arrays.get("biases"), arrays["ids"]
@@ -171,7 +215,10 @@ def _side(
         raise ModelFileError(
             f"{file}: {name}_factors of shape {factors.shape} do not fit factors={model.factors}"
         )
-    matrix = to_factors(factors, model.dtype, f"{file}: {name}_factors")
+    if trusted and factors.dtype == model.dtype and factors.flags.c_contiguous:
+        matrix = np.asarray(factors)
+    else:
+        matrix = to_factors(factors, model.dtype, f"{file}: {name}_factors")
     if form.biases:
         if biases is None or biases.shape != factors.shape[:1] or biases.dtype.kind != "f":
             raise ModelFileError(f"{file}: {name}_biases are missing or do not fit {name}_factors")
@@ -184,6 +231,20 @@ def _side(
             f"{name}s, not {ids.dtype} of shape {ids.shape}"
         )
     return Side(matrix, model.bias, ids)
+
+
+def _seen(
+    indptr: np.ndarray | None, indices: np.ndarray | None, shape: tuple[int, int], file: Any
+) -> sp.csr_matrix | None:
+    """Return the entries that a user has seen, after checking that they are places of a matrix."""
+    if indptr is None or indices is None:
+        return None
+    try:
+        seen = sp.csr_matrix((np.ones(len(indices), np.float32), indices, indptr), shape=shape)
+        check_csr(seen, name="seen items")
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"{file}: seen items do not fit the factors: {error}") from error
+    return seen.astype(np.bool_)
 
 
 def _mean(mean: np.ndarray | None, dtype: np.dtype, file: Any) -> float:

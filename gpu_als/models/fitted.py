@@ -215,20 +215,32 @@ class Fitted:
         What every prediction adds to its row's and its column's bias.
     seen : csr_matrix, shape (n_users, n_items), or None
         A stored entry for each item that is not to be recommended to a user again.
+    item_counts : array of int64, shape (n_items,), or None
+        How many interactions each item had in training, or when it was last solved for.
+    about : dict, or None
+        Where the value comes from; see :func:`gpu_als.models.about.about`.
     """
 
     users: Side = field(default_factory=Side)
     items: Side = field(default_factory=Side)
     mean: float = 0.0
     seen: sp.csr_matrix | None = None
+    item_counts: np.ndarray | None = None
+    about: dict[str, Any] | None = None
 
     def held(self, side: str) -> Side:
         """Return the side that is held while "users" or "items" are solved."""
         return self.items if side == "users" else self.users
 
     def replaced(self, **parts: Any) -> Fitted:
-        """Return a value in which ``users``, ``items``, the ``mean`` or ``seen`` is another."""
-        return replace(self, **parts)
+        """Return a value in which some parts are others; what then fits no longer is dropped."""
+        found = replace(self, **parts)
+        shape = len(found.users), len(found.items)
+        if found.seen is not None and found.seen.shape != shape:
+            found = replace(found, seen=None)
+        if found.item_counts is not None and found.item_counts.shape != shape[1:]:
+            found = replace(found, item_counts=None)
+        return found
 
     def seen_with(
         self, side: str, numbers: np.ndarray, rows: sp.csr_matrix, size: int
@@ -242,6 +254,17 @@ class Fitted:
         gap = sp.csr_matrix((1, seen.shape[1]), dtype=np.bool_)
         changed = sp.vstack([seen, gap, rows.astype(np.bool_)], format="csr")[source]
         return changed if side == "users" else changed.T.tocsr()
+
+    def counts_with(
+        self, side: str, numbers: np.ndarray, rows: sp.csr_matrix, size: int
+    ) -> np.ndarray | None:
+        """Return the counts of items once some rows of one side are others; as ``seen_with``."""
+        if self.item_counts is None or side == "users":
+            return self.item_counts
+        counts = np.zeros(size, np.int64)
+        counts[: len(self.item_counts)] = self.item_counts
+        counts[numbers] = np.diff(rows.indptr)
+        return counts
 
     def without_ids(self) -> Fitted:
         """Return a value in which row numbers are the ids."""

@@ -192,14 +192,14 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         data = self._check_interactions(user_items)
         objective = self._objective()
         look = partial(_checked_sums, objective)
-        constant, magnitudes = map(sum, zip(*data.map_blocks(look), strict=True))
+        (constant, magnitudes), summary = data.survey(look)
         engine = data.engine(objective, self.factors, self._backend_choice())
         start = begin(
             checkpoint,
             resume,
-            FitReport(engine.device, entries=data.nnz),
+            FitReport(engine.device, entries=summary.entries),
             {"model": "implicit", **self.get_params(), "cg_steps": self.cg_steps},
-            {"user_items": data.fingerprint},
+            {"user_items": lambda: summary.fingerprint},
             tuple((size, self.factors) for size in data.shape),
         )
         model = start.model or self._first_factors(
@@ -211,7 +211,7 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
         solver: Solver = ConjugateGradient(self.cg_steps) if self.use_cg else exact
 
         def keep() -> None:
-            self._take_over(data, *(factors.copy() for factors in model.factors))
+            self._take_over(data, summary, *(factors.copy() for factors in model.factors))
 
         def watch(iteration: int, seconds: float, loss: float) -> None:
             assert callback is not None
@@ -228,14 +228,14 @@ class AlternatingLeastSquares(Estimator, DeprecatedMethods):
                 best=start.best,
                 checkpoints=start.checkpoints,
                 constant=constant,
-                loss_scale=_loss_scale(data.shape, data.nnz, self.alpha * magnitudes),
+                loss_scale=_loss_scale(data.shape, summary.entries, self.alpha * magnitudes),
                 callback=callback and watch,
                 progress=show_progress,
             )
         except KeyboardInterrupt:
             keep()
             raise
-        self._take_over(data, *model.factors)
+        self._take_over(data, summary, *model.factors)
 
     def _backend_choice(self) -> BackendChoice:
         name = "auto" if self.use_gpu is None else "cupy" if self.use_gpu else "numpy"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from gpu_als.data.atomic import replacing
 from gpu_als.errors import InputError
 from gpu_als.progress import ProgressBar
 
-__all__ = ["recommendation_file"]
+__all__ = ["check_ending", "csv_lines", "json_lines", "recommendation_file"]
 
 Ids = tuple[np.ndarray | None, np.ndarray | None]
 Write = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -35,7 +38,7 @@ def recommendation_file(
     Parameters
     ----------
     file : path
-        Its ending says the format: ``.npy`` or ``.parquet``.
+        Its ending says the format.
     shape : (n_users, N)
     dtype : dtype
         Of the scores.
@@ -43,15 +46,10 @@ def recommendation_file(
         The ids of users and items, for formats that hold ids.
     show_progress : bool
     """
-    suffix = Path(file).suffix if isinstance(file, str | os.PathLike) else None
-    if suffix not in _FORMATS:
-        raise InputError(
-            f"file must be a path that ends in {' or '.join(_FORMATS)}, which says its format; "
-            f"not {file!r}"
-        )
+    form = check_ending(file)
     with (
         replacing(file) as stream,
-        _FORMATS[suffix](stream, shape, np.dtype(dtype), ids) as write,
+        _FORMATS[form](stream, shape, np.dtype(dtype), ids) as write,
         ProgressBar(show=show_progress, total=shape[0], unit="user") as bar,
     ):
 
@@ -60,6 +58,77 @@ def recommendation_file(
             bar.update(len(users))
 
         yield write_block
+
+
+def check_ending(file: Any) -> str:
+    """Return the ending of a path, which says the format of recommendations."""
+    if isinstance(file, str | os.PathLike):
+        for ending in _FORMATS:
+            if os.fspath(file).endswith(ending):
+                return ending
+    raise InputError(
+        f"file must be a path that ends in {', '.join(_FORMATS)}, which says its format; not "
+        f"{file!r}"
+    )
+
+
+@contextmanager
+def csv_lines(
+    stream: BinaryIO, shape: tuple[int, int], dtype: np.dtype, ids: Ids
+) -> Iterator[Write]:
+    """Give the function that appends recommendations to a stream as lines of CSV."""
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("user", "rank", "item", "score"))
+
+    def write(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+        row, place = np.nonzero(items >= 0)
+        columns = (
+            _names(users[row], ids[0]).tolist(),
+            (place + 1).tolist(),
+            _names(items[row, place], ids[1]).tolist(),
+            (f"{score:.6g}" for score in scores[row, place].tolist()),
+        )
+        writer.writerows(zip(*columns, strict=True))
+
+    try:
+        yield write
+    finally:
+        text.detach()  # flushes; the stream is closed by whoever opened it
+
+
+@contextmanager
+def json_lines(
+    stream: BinaryIO, shape: tuple[int, int], dtype: np.dtype, ids: Ids
+) -> Iterator[Write]:
+    """Give the function that appends recommendations to a JSON array, a user on each line."""
+    before = "["
+
+    def write(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+        nonlocal before
+        lists = zip(_names(users, ids[0]).tolist(), items, scores, strict=True)
+        for user, found, values in lists:
+            kept = found >= 0
+            named = _names(found[kept], ids[1]).tolist()
+            record = {"user": user, "items": named, "scores": values[kept].tolist()}
+            stream.write(f"{before}\n{json.dumps(record)}".encode())
+            before = ","
+
+    yield write
+    stream.write(b"[]\n" if before == "[" else b"\n]\n")
+
+
+@contextmanager
+def _csv_gz(stream: BinaryIO, shape: tuple[int, int], dtype: np.dtype, ids: Ids) -> Iterator[Write]:
+    with (
+        gzip.GzipFile(fileobj=stream, mode="wb", filename="", mtime=0) as packed,
+        csv_lines(cast(BinaryIO, packed), shape, dtype, ids) as write,
+    ):
+        yield write
+
+
+def _names(numbers: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+    return numbers if names is None else names[numbers]
 
 
 @contextmanager
@@ -93,16 +162,13 @@ def _parquet(
         ) from error
     user_ids, item_ids = ids
 
-    def column(numbers: np.ndarray, names: np.ndarray | None) -> Any:
-        return pyarrow.array(numbers if names is None else names[numbers])
-
     def table(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Any:
         row, place = np.nonzero(items >= 0)
         return pyarrow.table(
             {
-                "user": column(users[row], user_ids),
+                "user": pyarrow.array(_names(users[row], user_ids)),
                 "rank": (place + 1).astype(np.int32),
-                "item": column(items[row, place], item_ids),
+                "item": pyarrow.array(_names(items[row, place], item_ids)),
                 "score": scores[row, place],
             }
         )
@@ -114,6 +180,9 @@ def _parquet(
 
 
 _FORMATS: dict[str, Callable[..., AbstractContextManager[Write]]] = {
+    ".csv": csv_lines,
+    ".csv.gz": _csv_gz,
+    ".json": json_lines,
     ".npy": _npy,
     ".parquet": _parquet,
 }

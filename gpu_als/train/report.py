@@ -130,7 +130,7 @@ class FitReport:
         if any(map(sum, self.transferred)):
             most = " and ".join(f"{max(side):,}" for side in zip(*self.transferred, strict=True))
             lines.append(f"up to {most} bytes between workers for users and for items")
-        if not {"cg"} >= (self.user_rows | self.item_rows).keys():
+        if self.max_residual:
             lines.append(f"largest relative residual {self.max_residual:.1e}")
         if self.bounds and None not in self.bounds[-1]:
             users, items = self.bounds[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,10 +27,28 @@ from gpu_als.train.row_blocks import (
     hash_entries,
 )
 
-__all__ = ["TrainingData", "as_training_data", "map_blocks", "validation_ratings"]
+__all__ = ["Summary", "TrainingData", "as_training_data", "map_blocks", "validation_ratings"]
 
 T = TypeVar("T")
 Weigh = Callable[[sp.csr_matrix], tuple[sp.csr_matrix, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is remembered of interactions.
+
+    Attributes
+    ----------
+    entries : int
+    values : (float, float, float)
+        The least, the greatest and the mean of the values; of no values inf, -inf and 0.
+    fingerprint : str
+        What distinguishes these entries from others, wherever and in whatever blocks.
+    """
+
+    entries: int
+    values: tuple[float, float, float]
+    fingerprint: str
 
 
 @dataclass(eq=False)
@@ -94,9 +113,25 @@ class TrainingData:
         """Return ``function(first_row, rows)`` of every block of the users' rows, in order."""
         return map_blocks(self.users, function)
 
-    def fingerprint(self) -> str:
-        """Return what distinguishes these entries from others, wherever and in whatever blocks."""
-        return add_hashes(self.map_blocks(hash_entries))
+    def survey(self, look: Callable[[int, SparseRows], tuple[float, ...]]) -> tuple[Any, Summary]:
+        """Look at every entry once.
+
+        Parameters
+        ----------
+        look : callable
+            ``look(first_row, rows)`` returns numbers to be added up over all blocks. Workers of a
+            cluster get it.
+
+        Returns
+        -------
+        sums : tuple of float
+        summary : Summary
+        """
+        found = self.map_blocks(partial(_look_at, look))
+        sums, hashes, least, most, totals, entries = zip(*found, strict=True)
+        number = sum(entries)
+        values = min(least), max(most), sum(totals) / max(number, 1)
+        return tuple(map(sum, zip(*sums, strict=True))), Summary(number, values, add_hashes(hashes))
 
     def engine(self, objective: Objective, n_factors: int, choice: BackendChoice) -> Engine:
         """Return the engine for a fit on these interactions.
@@ -114,6 +149,13 @@ class TrainingData:
 def map_blocks(rows: RowBlocks, function: Callable[[int, SparseRows], T]) -> list[T]:
     """Return ``function(first_row, rows)`` of every block, in order."""
     return [function(first, rows.block(number)) for number, first in enumerate(rows.bounds[:-1])]
+
+
+def _look_at(look: Callable[[int, SparseRows], Any], first_row: int, rows: SparseRows) -> Any:
+    values, inf = rows.values, float("inf")
+    least, most = float(values.min(initial=inf)), float(values.max(initial=-inf))
+    total = float(values.sum(dtype=np.float64))
+    return look(first_row, rows), hash_entries(first_row, rows), least, most, total, len(values)
 
 
 def as_training_data(

@@ -1,7 +1,9 @@
 """``gpu-als recommend``: the file's own ids, filters, formats."""
 
 import csv
+import gzip
 import io
+import json
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ import scipy.sparse as sp
 
 from gpu_als import AlternatingLeastSquares, ExplicitALS
 from gpu_als.cli import main
+from gpu_als.cli.output import printable
 from gpu_als.data.readers import read_triples
+
+ALL = "--min-ratings", 0
 
 
 def recommend(capsys, *arguments):
@@ -24,7 +29,7 @@ def load(files, kind):
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit"])
 def test_ids_are_those_of_the_file_and_scores_those_of_the_model(kind, files, capsys):
-    lines = recommend(capsys, files / f"{kind}.npz", "--users", "u7", "u11", "-n", 4)
+    lines = recommend(capsys, files / f"{kind}.npz", "--users", "u7", "u11", "-n", 4, "--no-seen")
     model = load(files, kind)
     assert [line["user"] for line in lines] == ["u7"] * 4 + ["u11"] * 4
     assert [line["rank"] for line in lines] == ["1", "2", "3", "4"] * 2
@@ -41,8 +46,13 @@ def test_ids_are_those_of_the_file_and_scores_those_of_the_model(kind, files, ca
 
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit"])
-def test_ratings_are_left_out(kind, files, capsys):
-    lines = recommend(capsys, files / f"{kind}.npz", "-n", 1000, "--ratings", files / "train.csv")
+@pytest.mark.parametrize(
+    "source",
+    [lambda files: ("--ratings", files / "train.csv"), lambda files: ()],
+    ids=["file", "model"],
+)
+def test_what_users_have_is_left_out(kind, source, files, capsys):
+    lines = recommend(capsys, files / f"{kind}.npz", "-n", 1000, *source(files), *ALL)
     users, items, _ = read_triples(files / "train.csv")
     had = set(zip(users.tolist(), map(str, items.tolist()), strict=True))
     listed = {(line["user"], line["item"]) for line in lines}
@@ -76,3 +86,58 @@ def test_model_without_ids_takes_row_numbers(tmp_path, capsys):
     assert sorted(line["item"] for line in lines) == list("0123456")
     assert main(["recommend", str(tmp_path / "plain"), "--users", "9"]) == 2
     assert "user ids" in capsys.readouterr().err
+
+
+def test_rare_items_are_left_out_of_explicit_lists(files, capsys):
+    counts = load(files, "explicit").item_counts
+    names = load(files, "explicit").item_ids.astype(str)
+    least = int(np.quantile(counts, 0.6))
+    for kind, given, limit in (
+        ("explicit", ("--min-ratings", least), least),
+        ("explicit", (), 5),
+        ("implicit", (), 0),
+    ):
+        lines = recommend(capsys, files / f"{kind}.npz", "-n", 1000, "--no-seen", *given)
+        assert {line["item"] for line in lines} == set(names[counts >= limit])
+    assert main(["recommend", str(files / "explicit.npz"), "--min-ratings", "999999"]) == 2
+    assert "no item has 999999 ratings" in capsys.readouterr().err
+
+
+def test_unknown_users_are_skipped_or_get_what_is_popular(files, capsys):
+    model = load(files, "implicit")
+    command = files / "implicit.npz", "--users", "zoe", "u7", "-n", 3, "--unknown"
+    skipped = recommend(capsys, *command, "skip")
+    assert [line["user"] for line in skipped] == ["u7"] * 3
+    lines = recommend(capsys, *command, "popular")
+    assert lines[3:] == skipped
+    order = np.lexsort((np.arange(len(model.item_ids)), -model.item_counts))[:3]
+    assert [line["item"] for line in lines[:3]] == model.item_ids[order].astype(str).tolist()
+    assert [float(line["score"]) for line in lines[:3]] == model.item_counts[order].tolist()
+
+
+def test_every_format_holds_the_same_lists(files, tmp_path, capsys):
+    command = files / "implicit.npz", "--users", "u7", "u3", "-n", 4
+    expected = recommend(capsys, *command)
+    assert main(["recommend", *map(str, command), "--json"]) == 0
+    as_json = json.loads(capsys.readouterr().out)
+    for suffix in ("csv", "csv.gz", "json", "parquet", "npy"):
+        assert main(["recommend", *map(str, command), "-o", str(tmp_path / f"r.{suffix}")]) == 0
+    assert json.loads((tmp_path / "r.json").read_text()) == as_json
+    listed = [(user["user"], item) for user in as_json for item in user["items"]]
+    assert listed == [(line["user"], int(line["item"])) for line in expected]
+    text = (tmp_path / "r.csv").read_text()
+    assert list(csv.DictReader(io.StringIO(text))) == expected
+    assert gzip.decompress((tmp_path / "r.csv.gz").read_bytes()).decode() == text
+    parquet = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "r.parquet").to_pydict()
+    assert list(zip(parquet["user"], parquet["item"], strict=True)) == listed
+    ids = load(files, "implicit").item_ids
+    assert ids[np.load(tmp_path / "r.npy")["item"]].ravel().tolist() == [item for _, item in listed]
+    assert main(["recommend", *map(str, command), "-o", str(tmp_path / "r.xls")]) == 2
+    assert ".csv.gz" in capsys.readouterr().err
+
+
+def test_control_characters_do_not_reach_a_terminal(monkeypatch):
+    ids = np.array(["a\x1b[31mb", "caf\xe9"])
+    assert printable(ids) is ids
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert printable(ids).tolist() == ["a\\x1b[31mb", "caf\xe9"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from cli.test_fit import FIT, read_until, running
 
@@ -53,13 +54,19 @@ def command(kind, files, tmp_path):
 
 @pytest.fixture
 def whole(command, tmp_path):
-    """Return the bytes of the model of an uninterrupted run."""
+    """Return the model of an uninterrupted run."""
     assert main(command("whole.npz", None, "-q")) == 0
-    return (tmp_path / "whole.npz").read_bytes()
+    return arrays(tmp_path / "whole.npz")
+
+
+def arrays(path):
+    """Return the bytes of every array of a model's file, but of those that tell the time."""
+    with np.load(path) as stored:
+        return {name: stored[name].tobytes() for name in stored if name != "about"}
 
 
 @needs_signals
-def test_a_killed_run_is_completed_to_the_same_file(command, whole, tmp_path, capsys):
+def test_a_killed_run_is_completed_to_the_same_model(command, whole, tmp_path, capsys):
     hanging = [sys.executable, "-c", HANGING, *command("m.npz", "state", "-q")]
     with running(*hanging, stdout=subprocess.PIPE) as process:
         read_until(process.stdout, b"hangs")
@@ -71,11 +78,11 @@ def test_a_killed_run_is_completed_to_the_same_file(command, whole, tmp_path, ca
     assert f"Continuing from {tmp_path / 'state.npz'}" in shown.out
     assert "9 iterations in" in shown.out
     assert re.search(r"\b5/9\b", shown.err)  # where the progress bar begins
-    assert (tmp_path / "m.npz").read_bytes() == whole
+    assert arrays(tmp_path / "m.npz") == whole
 
 
 @needs_signals
-def test_an_interrupted_run_is_completed_to_the_same_file(command, tmp_path, capsys):
+def test_an_interrupted_run_is_completed_to_the_same_model(command, tmp_path, capsys):
     arguments = command("m.npz", "state", "--iterations", "100000", "--json")
     with running(sys.executable, "-c", FIT, *arguments, stdout=subprocess.PIPE) as process:
         read_until(process.stderr, rb"[1-9]\d*/100000")
@@ -87,7 +94,7 @@ def test_an_interrupted_run_is_completed_to_the_same_file(command, tmp_path, cap
     more = "--iterations", str(run + 4), "-q"
     assert main(command("m.npz", "state", *more, "--resume")) == 0
     assert main(command("whole.npz", None, *more)) == 0
-    assert (tmp_path / "m.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert arrays(tmp_path / "m.npz") == arrays(tmp_path / "whole.npz")
 
 
 def test_interrupted_runs_say_how_they_go_on(command, capsys, monkeypatch):
@@ -132,14 +139,14 @@ def test_a_complete_run_is_not_run_again(command, whole, tmp_path, capsys):
     assert len(told["report"]["losses"]) == 9
     assert told["interrupted"] is False
     assert (tmp_path / "state.npz").read_bytes() == first
-    assert (tmp_path / "m.npz").read_bytes() == whole
+    assert arrays(tmp_path / "m.npz") == whole
 
 
 def test_without_a_file_a_run_starts_afresh_and_says_so(command, whole, tmp_path, capsys):
     assert main(command("m.npz", "state.npz", "-q", "--resume")) == 0
     shown = capsys.readouterr().out
     assert f"There is no {tmp_path / 'state.npz'} yet; starting afresh" in shown
-    assert (tmp_path / "m.npz").read_bytes() == whole
+    assert arrays(tmp_path / "m.npz") == whole
 
 
 def test_without_resume_a_run_starts_afresh(command, whole, tmp_path, capsys):
@@ -147,7 +154,7 @@ def test_without_resume_a_run_starts_afresh(command, whole, tmp_path, capsys):
     capsys.readouterr()
     assert main(command("m.npz", "state", "-q")) == 0
     assert "Continuing" not in capsys.readouterr().out
-    assert (tmp_path / "m.npz").read_bytes() == whole
+    assert arrays(tmp_path / "m.npz") == whole
 
 
 @pytest.mark.parametrize("options", [["--resume"], ["--checkpoint-seconds", "5"]])
