@@ -68,11 +68,8 @@ def hold_out(
     args: argparse.Namespace, ratings: Interactions, fraction: float
 ) -> tuple[Interactions, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return ratings to train on, and the rows, columns and values of a fraction held out."""
-    kept, others = train_test_split(ratings, 1 - fraction, random_state=args.seed + 1)
-    kept = Interactions.from_matrix(
-        kept, user_ids=ratings.user_ids, item_ids=ratings.item_ids, dtype=args.dtype
-    )
-    others = others.tocoo()
+    kept, held_out = train_test_split(ratings, 1 - fraction, random_state=args.seed + 1)
+    others = held_out.user_items.tocoo()
     return kept, (others.row, others.col, others.data)
 
 

@@ -2,6 +2,18 @@
 
 from gpu_als.data.interactions import Interactions
 from gpu_als.data.readers import read_interactions
-from gpu_als.data.splits import leave_k_out_split, train_test_split
+from gpu_als.data.splits import (
+    k_fold_splits,
+    leave_k_out_split,
+    temporal_split,
+    train_test_split,
+)
 
-__all__ = ["Interactions", "leave_k_out_split", "read_interactions", "train_test_split"]
+__all__ = [
+    "Interactions",
+    "k_fold_splits",
+    "leave_k_out_split",
+    "read_interactions",
+    "temporal_split",
+    "train_test_split",
+]

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_als.data.interactions import Interactions
-from gpu_als.data.splits import check_random_state, leave_k_out_split, train_test_split
+from gpu_als.data.readers import read_interactions
+from gpu_als.data.splits import (
+    check_random_state,
+    k_fold_splits,
+    leave_k_out_split,
+    temporal_split,
+    train_test_split,
+)
 from gpu_als.errors import InputError
 
 
@@ -70,8 +77,13 @@ def test_generators_advance(split):
 def test_input_types(split):
     whole = random_ratings()
     test = entries(split(whole, random_state=5)[1])
-    for given_as in (whole.tocoo(), whole.tocsc(), Interactions(whole)):
+    for given_as in (whole.tocoo(), whole.tocsc()):
         assert entries(split(given_as, random_state=5)[1]) == test
+    names = [f"u{n}" for n in range(whole.shape[0])], np.arange(whole.shape[1]) + 7
+    parts = split(Interactions(whole, *names), random_state=5)
+    assert entries(parts[1].user_items) == test
+    for part in parts:
+        assert (part.user_ids.tolist(), part.item_ids.tolist()) == (names[0], names[1].tolist())
     assert [part.dtype for part in split(whole.astype(np.float64))] == [np.float64] * 2
     assert [part.dtype for part in split(whole.astype(int))] == [np.float32] * 2
     with pytest.raises(InputError, match="ratings: found 1 value"):
@@ -135,6 +147,64 @@ def test_k_is_checked(k):
 def test_train_only_size_is_checked(size):
     with pytest.raises(InputError, match=r"train_only_size: found .*; pass a fraction"):
         leave_k_out_split(random_ratings(), train_only_size=size)
+
+
+def test_folds_test_every_rating_once():
+    whole = random_ratings()
+    folds = list(k_fold_splits(whole, 4, random_state=9))
+    sizes = [test.nnz for _, test in folds]
+    assert len(folds) == 4
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(value for _, test in folds for value in test.data) == sorted(whole.data)
+    for train, test in folds:
+        assert_partition(train, test, whole)
+    for bad in (1, 0, 2.5, None):
+        with pytest.raises(InputError, match=r"^n_folds: found .*; pass an integer of at least 2"):
+            k_fold_splits(whole, bad)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=1, max_size=8).filter(any),
+    st.integers(0, 10),
+)
+def test_time_divides_what_came_first_from_what_came_later(rows, tenths):
+    columns = np.concatenate([np.arange(len(row)) for row in rows])
+    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    shape = len(rows), 6
+    whole = sp.csr_matrix((np.arange(len(columns)) + 1.0, columns, indptr), shape=shape)
+    times = sp.csr_matrix((np.concatenate(rows).astype(float), columns, indptr), shape=shape)
+    when = dict(zip(whole.data.tolist(), times.data.tolist(), strict=True))
+    train, test = temporal_split(whole, times, tenths / 10)
+    assert_partition(train, test, whole)
+    assert 10 * train.nnz >= tenths * whole.nnz
+    first, later = ([when[value] for value in part.data] for part in (train, test))
+    assert max(first, default=-1) < min(later, default=7)
+    if first:  # no moment more than is needed
+        assert 10 * sum(moment < max(first) for moment in first) < tenths * whole.nnz
+    train, test = temporal_split(whole, times, tenths / 10, by_user=True)
+    assert_partition(train, test, whole)
+    for number, row in enumerate(rows):
+        n_tested = len(row) * (10 - tenths) // 10
+        expected = sorted(range(len(row)), key=lambda place: (row[place], place))
+        assert test[number].indices.tolist() == sorted(expected[len(row) - n_tested :])
+
+
+def test_times_must_be_of_the_same_ratings():
+    whole = random_ratings()
+    for times in (whole[:-1], whole[:, ::-1], whole.T):
+        with pytest.raises(InputError, match="times must have the shape and the stored entries"):
+            temporal_split(whole, times)
+
+
+def test_times_come_from_the_same_file(tmp_path):
+    (tmp_path / "r.csv").write_text("user,item,rating,timestamp\na,x,3,90\na,y,4,20\nb,x,5,60\n")
+    ratings, times = (
+        read_interactions(tmp_path / "r.csv", rating=column, duplicates="last", dtype=np.float64)
+        for column in ("rating", "timestamp")
+    )
+    train, test = temporal_split(ratings, times, 0.6)
+    assert test.user_items.toarray().tolist() == [[3, 0], [0, 0]]
+    assert train.user_ids.tolist() == ["a", "b"]
 
 
 def test_random_states():

@@ -85,6 +85,7 @@ def test_a_card_says_what_the_model_is(kind):
     assert len(lines) < 16
 
 
+@both
 def test_large_factors_stay_in_the_file(kind, tmp_path):
     options = {"bias": False} if kind is ExplicitALS else {}
     model = trained(kind, **options)
