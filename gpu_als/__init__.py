@@ -1,55 +1,32 @@
 """Exact alternating least squares on GPU and CPU."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from gpu_als import datasets, errors, evaluation, metrics
-from gpu_als.core import solvers
-from gpu_als.data import Interactions, read_interactions
-from gpu_als.errors import GpuAlsError, ModelFitError, ParameterWarning
-from gpu_als.models import (
-    AlternatingLeastSquares,
-    ExplicitALS,
-    als_step,
-    calculate_loss,
-    factorize,
-    load,
-    loss_and_gradient,
-)
-from gpu_als.train.checkpoint import Checkpoint
-from gpu_als.train.loop import StopTraining
-from gpu_als.train.report import FitReport
-from gpu_als.version import __version__
+from gpu_als.version import __version__ as __version__
 
-__all__ = [
-    "HAS_CUDA",
-    "AlternatingLeastSquares",
-    "Checkpoint",
-    "ExplicitALS",
-    "FitReport",
-    "GpuAlsError",
-    "Interactions",
-    "ModelFitError",
-    "ParameterWarning",
-    "StopTraining",
-    "__version__",
-    "als_step",
-    "calculate_loss",
-    "datasets",
-    "errors",
-    "evaluation",
-    "factorize",
-    "load",
-    "loss_and_gradient",
-    "metrics",
-    "read_interactions",
-    "solvers",
-]
+if TYPE_CHECKING:
+    from gpu_als.api import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
-    """``HAS_CUDA``: whether a GPU can be used; looked for when first asked."""
+    """Return a name of :mod:`gpu_als.api`, which is imported when the first is asked for.
+
+    ``HAS_CUDA`` says whether a GPU can be used; it is looked for when first asked.
+    """
     if name == "HAS_CUDA":
         from gpu_als.backends import cuda_is_usable
 
         return cuda_is_usable()
+    if name == "__all__":
+        return __dir__()
+    if not name.startswith("_"):
+        api = import_module("gpu_als.api")
+        globals().update({each: getattr(api, each) for each in api.__all__})
+        if name in globals():
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(["HAS_CUDA", *import_module("gpu_als.api").__all__])

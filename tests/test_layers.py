@@ -18,6 +18,7 @@ FLOORS = (
     ("ranking", "train"),
     ("evaluation", "models"),
     ("dask",),
+    ("api",),
     ("__init__",),
     ("cli",),
     ("__main__",),

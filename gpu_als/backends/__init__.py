@@ -5,15 +5,23 @@ from __future__ import annotations
 import os
 import warnings
 from functools import cache, lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpu_als.backends.numpy.backend import NumpyBackend
-from gpu_als.core.backend import Backend
 from gpu_als.errors import BackendError, InputError, NoGpuError, check_choice
 
-__all__ = ["Backend", "BackendChoice", "cuda_is_usable", "cuda_problem", "get_backend"]
+if TYPE_CHECKING:
+    from gpu_als.core.backend import Backend
+
+__all__ = [
+    "BACKENDS",
+    "PRECISIONS",
+    "BackendChoice",
+    "cuda_is_usable",
+    "cuda_problem",
+    "get_backend",
+]
 
 
 BACKENDS = ("auto", "numpy", "cupy")
@@ -56,7 +64,8 @@ def get_backend(
         backend = "numpy" if problem else "cupy"
     if backend == "cupy":
         return _cupy_backend(precision)
-    return _numpy_backend(int(num_threads))
+    found: Backend = _numpy_backend(int(num_threads))
+    return found
 
 
 class BackendChoice(NamedTuple):
@@ -106,8 +115,10 @@ def _warn_of(problem: BackendError) -> None:
 
 
 @lru_cache(maxsize=4)
-def _numpy_backend(num_threads: int) -> NumpyBackend:
+def _numpy_backend(num_threads: int) -> Any:
     """Keep one pool of threads for each of the latest numbers of them."""
+    from gpu_als.backends.numpy.backend import NumpyBackend  # once a fit needs it
+
     return NumpyBackend(num_threads)
 
 

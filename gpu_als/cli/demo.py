@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_als.cli.options import add_device_options, add_json_option, new_command
 from gpu_als.cli.output import print_json, print_table, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
-from gpu_als.train.report import FitReport
+
+if TYPE_CHECKING:
+    from gpu_als.train.report import FitReport
 
 __all__ = ["add_command", "run"]
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_als.cli.interrupt import GracefulInterrupt
 from gpu_als.cli.options import (
@@ -22,10 +22,11 @@ from gpu_als.cli.options import (
 )
 from gpu_als.cli.output import check_folder, check_not_inside, print_json, refuse_folder, say
 from gpu_als.cli.plotting import check_plot, plot_learning_curve
-from gpu_als.data.model_file import npz_path
 from gpu_als.errors import ClusterError, InputError
-from gpu_als.train.checkpoint import Checkpoint
-from gpu_als.train.report import FitReport
+
+if TYPE_CHECKING:
+    from gpu_als.train.checkpoint import Checkpoint
+    from gpu_als.train.report import FitReport
 
 __all__ = ["add_command", "run"]
 
@@ -227,6 +228,8 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _npz(file: str | None) -> str | None:
+    from gpu_als.data.model_file import npz_path
+
     return None if file is None else str(npz_path(file))
 
 
@@ -238,6 +241,8 @@ def _is_same_file(one: str, other: str) -> bool:
 
 def _checkpoint(args: argparse.Namespace) -> Checkpoint | None:
     """Return where the state goes; say where the fit begins."""
+    from gpu_als.train.checkpoint import Checkpoint
+
     if args.checkpoint is None:
         if args.resume or args.checkpoint_seconds is not None:
             raise InputError("--resume and --checkpoint-seconds need --checkpoint STATE.npz")

@@ -8,8 +8,6 @@ import signal
 import threading
 from typing import Any, Self
 
-from gpu_als.train.loop import StopTraining
-
 __all__ = ["GracefulInterrupt"]
 
 _NOTICE = "\nfinishing the current iteration; press Ctrl-C again to abort at once\n"
@@ -43,6 +41,8 @@ class GracefulInterrupt:
     def callback(self, iteration: int, seconds: float, loss: float | None) -> None:
         """End the fit after this iteration if that was asked for."""
         if self.requested:
+            from gpu_als.train.loop import StopTraining
+
             raise StopTraining
 
     def _on_signal(self, *_: object) -> None:

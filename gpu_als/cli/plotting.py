@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_als.cli.output import check_folder
 from gpu_als.errors import InputError
-from gpu_als.train.report import FitReport
+
+if TYPE_CHECKING:
+    from gpu_als.train.report import FitReport
 
 __all__ = ["check_plot", "plot_learning_curve"]
 

@@ -17,7 +17,7 @@ _FORMAT = 2
 """Of the files of models; those of 0.1.0 had no number."""
 
 
-def about(data: TrainingData, summary: Summary) -> dict[str, Any]:
+def about(data: TrainingData, summary: Summary, report: FitReport) -> dict[str, Any]:
     """Return the provenance of a model that is fitted now, as JSON holds it."""
     return {
         "format": _FORMAT,
@@ -28,10 +28,11 @@ def about(data: TrainingData, summary: Summary) -> dict[str, Any]:
         "interactions": summary.entries,
         "values": None if summary.entries == 0 else list(summary.values),
         "fingerprint": summary.fingerprint,
+        "report": report.to_dict(),
     }
 
 
-def read_about(text: Any, file: Any) -> tuple[dict[str, Any], FitReport | None]:
+def read_about(text: Any, file: Any) -> tuple[dict[str, Any], FitReport]:
     """Return what a file says of its model, and the report of the fit.
 
     Raises
@@ -41,15 +42,15 @@ def read_about(text: Any, file: Any) -> tuple[dict[str, Any], FitReport | None]:
     """
     try:
         found = dict(json.loads(str(text)))
-        report, later = found.pop("report"), found["format"] > _FORMAT
-        fit = None if report is None or later else FitReport.from_dict(report)
+        later = found["format"] > _FORMAT
+        report = FitReport("") if later else FitReport.from_dict(found["report"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{file}: 'about' cannot be read; save the model again") from error
     if later:
         raise ModelFileError(
             f"{file}: written by gpu_als {found.get('gpu_als')} in a later format; update gpu_als"
         )
-    return found, fit
+    return found, report
 
 
 def card(model: Any) -> str:

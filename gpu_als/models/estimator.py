@@ -169,8 +169,9 @@ class Estimator(HasParameters):
         """Begin to serve what a fit has found."""
         users, items = Side(users, self.bias, data.user_ids), Side(items, self.bias, data.item_ids)
         counts = data.items.counts().astype(np.int64)
+        assert self.report_ is not None
         self._fitted = self._placed(
-            Fitted(users, items, mean, item_counts=counts, about=about(data, summary))
+            Fitted(users, items, mean, item_counts=counts, about=about(data, summary, self.report_))
         )
 
     def _get_backend(self) -> Backend:
@@ -268,7 +269,7 @@ class Estimator(HasParameters):
 
     @property
     def about_(self) -> dict[str, Any] | None:
-        """Where the model comes from, or None: versions, date, and its data in a few numbers."""
+        """Where the model comes from, or None: versions, date, data in a few numbers, report."""
         return self._fitted.about
 
     @property

@@ -114,8 +114,7 @@ def save(file: File, form: Format, model: Any, fitted: Fitted) -> None:
         if fitted.seen is not None:
             arrays |= {"seen_indptr": fitted.seen.indptr, "seen_indices": fitted.seen.indices}
         if fitted.about is not None:
-            report = None if model.report_ is None else model.report_.to_dict()
-            arrays["about"] = json.dumps({**fitted.about, "report": report}, allow_nan=False)
+            arrays["about"] = json.dumps(fitted.about)
     values["random_state"] = _stored_seed(values["random_state"])
     values["dtype"] = model.dtype.name
     if not isinstance(values.get("solver"), str | None):
