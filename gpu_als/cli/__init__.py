@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from gpu_als.cli import convert, demo, evaluate, fit, info, plan, recommend
-from gpu_als.errors import GpuAlsError
+from gpu_als.errors import GpuAlsError, InputError
 
 __all__ = ["build_parser", "main"]
 
-_FAILED, _INTERRUPTED, _PIPE_CLOSED = 2, 130, 141  # the last two as a shell reports signals
+_FAILED, _MISUSED = 1, 2
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # as a shell reports signals
 _EXAMPLES = """\
 start here:
   gpu-als demo                                    train on made-up ratings, in seconds
@@ -41,16 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 for success, 2 for an error that was explained on stderr, 130 after Ctrl-C.
+        0 for success; after an error that was explained on stderr 2 where the command is at fault,
+        1 where a file, a device or a cluster is; 130 after Ctrl-C.
     """
-    parser = build_parser()
+    parser, commands = build_parser()
     try:
-        args = _parse(parser, argv)
+        args = _parse(parser, commands, argv)
     except SystemExit as leave:  # --help, --version, or a usage error that argparse explained
-        return leave.code if isinstance(leave.code, int) else _FAILED
+        return leave.code if isinstance(leave.code, int) else _MISUSED
     if args.command is None:
         parser.print_help(sys.stderr)
-        return _FAILED
+        return _MISUSED
     try:
         with _plain_warnings():
             code: int = args.run(args)
@@ -67,25 +71,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _explain(f"error: out of memory ({error}); try fewer --factors or --dtype float32")
     except GpuAlsError as error:
-        return _explain(f"error: {error}")
+        wrong = isinstance(error, InputError)
+        return _explain(f"error: {error}", _MISUSED if wrong else _FAILED)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, argparse.ArgumentParser],
+    argv: Sequence[str] | None,
+) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     # argparse stops filling a list of files at the first option that stands between them
     takes_more = args.command in ("evaluate", "convert")
     if rest and takes_more and not any(text.startswith("-") for text in rest):
         args.files += rest
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        commands[args.command].error(f"unrecognized arguments: {' '.join(rest)}")
     return args
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        known = re.findall(r"--[\w-]+", self.format_help())
+        wrong = re.findall(r"(--[\w-]+)", message.partition("unrecognized arguments: ")[2])
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice is not None:
+            wrong, known = [choice[1]], re.findall(r"[\w.-]+", choice[2])
+        for text in wrong:
+            if near := difflib.get_close_matches(text, known, 1):
+                message += f"; did you mean {near[0]}?"
+        super().error(message)
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """Return the parser of the whole command line, and those of the commands."""
     from gpu_als.version import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gpu-als",
         description="Exact alternating least squares on GPU and CPU: learn from ratings or "
         "clicks, recommend, and measure how well it works.",
@@ -96,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for module in (demo, fit, recommend, evaluate, convert, plan, info):
         module.add_command(commands)
-    return parser
+    return parser, commands.choices
 
 
 @contextlib.contextmanager

@@ -41,12 +41,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Before there is anything to write: if there is no such folder, ``path`` is a folder, or
         either may not be written to.
     OSError
-        If the file cannot be written.
+        If the file cannot be written, or ``path`` is a device, a pipe or a socket.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(target.parent))
     known = target.exists()
+    if known and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "a device or pipe, which no file replaces", str(target))
     if known:
         target.open("ab").close()  # may it be written to? Renaming would not ask
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")

@@ -46,7 +46,7 @@ def test_an_address_that_does_not_answer(sources, tmp_path, capsys, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     arguments = ["fit", str(sources[0]), "-q", "--scheduler", f"tcp://127.0.0.1:{port}"]
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert f"--scheduler: no answer from tcp://127.0.0.1:{port}" in error
     assert "dask scheduler" in error

@@ -381,3 +381,11 @@ def test_a_reader_meets_whole_files_while_another_process_writes_and_is_killed(t
     run_python(READING, tmp_path, LOOPING)
     names = set(os.listdir(tmp_path)) - {"m.npz"}
     assert all(LEFTOVER.fullmatch(name) for name in names)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", os.devnull):
+        with pytest.raises(OSError, match="a device or pipe"), replacing(path):
+            pass
+    assert os.listdir(tmp_path) == ["pipe"]
