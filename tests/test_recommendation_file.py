@@ -278,7 +278,7 @@ def test_memory_does_not_grow_with_the_number_of_users(tmp_path, request, ending
         items, scores = np.ones((1000, 20), np.int32), np.ones((1000, 20), np.float32)
         tracemalloc.start()
         with recommendation_file(
-            tmp_path / f"r{ending}", shape, dtype="f4", ids=(None, None), show_progress=False
+            tmp_path / f"r{ending}", shape, dtype="f4", ids=(None, None, None), show_progress=False
         ) as write_block:
             for block in range(n_blocks):
                 write_block(np.arange(1000) + block * 1000, items, scores)

@@ -12,7 +12,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from gpu_als.cli import convert, demo, evaluate, fit, info, plan, recommend
+from gpu_als.cli import (
+    convert,
+    demo,
+    evaluate,
+    export,
+    fit,
+    info,
+    plan,
+    predict,
+    recommend,
+    similar,
+    split,
+)
 from gpu_als.errors import GpuAlsError, InputError
 
 __all__ = ["build_parser", "main"]
@@ -23,7 +35,8 @@ _EXAMPLES = """\
 start here:
   gpu-als demo                                    train on made-up ratings, in seconds
   gpu-als fit ratings.csv -o model.npz            train on your own
-  gpu-als recommend model.npz --users 7 --ratings ratings.csv
+  gpu-als recommend model.npz --users 7           what to show user 7
+  gpu-als similar model.npz 318                   items like item 318
   gpu-als evaluate model.npz test.csv
   gpu-als convert huge.csv huge.shards            for data larger than memory
   gpu-als plan --users 1M --items 200K --nnz 500M --factors 128 --device-memory 80G
@@ -118,7 +131,9 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     )
     parser.add_argument("--version", action="version", version=f"gpu-als {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in (demo, fit, recommend, evaluate, convert, plan, info):
+    for module in (
+        demo, fit, recommend, similar, predict, evaluate, split, export, convert, plan, info,
+    ):  # fmt: skip
         module.add_command(commands)
     return parser, commands.choices
 

@@ -59,6 +59,10 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     left_out.add_argument("--no-seen", action="store_true", help="leave nothing out")
     parser.add_argument(
+        "--item-names", metavar="FILE",
+        help="show the names of items, from a table of ids and names such as movies.csv",
+    )  # fmt: skip
+    parser.add_argument(
         "-o", "--output", metavar="FILE",
         help="write there, as .csv, .csv.gz, .parquet, .json or .npy (default: CSV to the screen)",
     )  # fmt: skip
@@ -100,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         seen = seen_items(args, model, args.ratings)
     popular = popular_items(model, args.n, candidates) if users.min(initial=0) < 0 else None
     n_best = min(args.n, len(model.item_factors) if candidates is None else len(candidates))
-    ids = user_ids, model.item_ids
+    ids = user_ids, model.item_ids, _item_names(args, model)
     shape, dtype = (len(users), n_best), model.user_factors.dtype
     done, n_written = 0, 0
     with _opened(args, shape, dtype, ids) as write:
@@ -135,6 +139,19 @@ def _frequent_items(args: argparse.Namespace, model: Any) -> Any:
     return found
 
 
+def _item_names(args: argparse.Namespace, model: Any) -> Any:
+    """Return the name of each of the model's items, empty where there is none; or None."""
+    import numpy as np
+
+    from gpu_als.cli.tables import read_names
+
+    if args.item_names is None:
+        return None
+    names = read_names(args.item_names)
+    ids = np.arange(len(model.item_factors)) if model.item_ids is None else model.item_ids
+    return np.array([names.get(str(id_), "") for id_ in ids.tolist()])
+
+
 def _read_ids(file: str) -> list[str]:
     with open(file, encoding="utf-8-sig") as stream:
         ids = [line.strip() for line in stream if not line.isspace()]
@@ -156,5 +173,5 @@ def _opened(args: argparse.Namespace, shape: Any, dtype: Any, ids: Any) -> Itera
         return
     to_lines = json_lines if args.json else csv_lines
     sys.stdout.flush()
-    with to_lines(sys.stdout.buffer, shape, dtype, (printable(ids[0]), printable(ids[1]))) as write:
+    with to_lines(sys.stdout.buffer, shape, dtype, tuple(map(printable, ids))) as write:
         yield write

@@ -129,10 +129,11 @@ class IdMap:
     def _refuse(self, wanted: np.ndarray, missing: np.ndarray, name: str) -> None:
         if self.ids is None and wanted.dtype != object:
             check_index_array(wanted, self.size, name=name)
-        shown = ", ".join(map(repr, missing[:_SHOWN].tolist()))
-        more = "" if len(missing) <= _SHOWN else f" and {len(missing) - _SHOWN} more"
+        unknown = list(dict.fromkeys(missing.tolist()))
+        shown = ", ".join(map(repr, unknown[:_SHOWN]))
+        more = "" if len(unknown) <= _SHOWN else f" and {len(unknown) - _SHOWN} more"
         raise InputError(
-            f"{name}: found {len(missing)} unknown id(s): {shown}{more}; pass ids that occur in "
+            f"{name}: found {len(unknown)} unknown id(s): {shown}{more}; pass ids that occur in "
             "the training data"
         )
 

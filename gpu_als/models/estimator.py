@@ -545,7 +545,7 @@ class Estimator(HasParameters):
             file,
             (len(users), n_best),
             dtype=fitted.users.matrix.dtype,
-            ids=(fitted.users.ids, fitted.items.ids),
+            ids=(fitted.users.ids, fitted.items.ids, None),
             show_progress=show_progress,
         ) as write:
             height = max(1, min(_USERS_AT_ONCE, _PLACES_AT_ONCE // n_best))

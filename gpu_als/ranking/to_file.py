@@ -19,7 +19,8 @@ from gpu_als.progress import ProgressBar
 
 __all__ = ["check_ending", "csv_lines", "json_lines", "recommendation_file"]
 
-Ids = tuple[np.ndarray | None, np.ndarray | None]
+Ids = tuple[np.ndarray | None, ...]
+"""Of users and of items, and what items are called besides; None where there are none."""
 Write = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 """``write(users, items, scores)``, of shapes (n,), (n, N) and (n, N)."""
 
@@ -42,8 +43,8 @@ def recommendation_file(
     shape : (n_users, N)
     dtype : dtype
         Of the scores.
-    ids : pair of array or None
-        The ids of users and items, for formats that hold ids.
+    ids : tuple of array or None
+        The ids of users and items, and names of items, for formats that hold them.
     show_progress : bool
     """
     form = check_ending(file)
@@ -79,7 +80,8 @@ def csv_lines(
     """Give the function that appends recommendations to a stream as lines of CSV."""
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("user", "rank", "item", "score"))
+    named = {} if ids[2] is None else {"name": ids[2]}
+    writer.writerow(("user", "rank", "item", *named, "score"))
 
     def write(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
         row, place = np.nonzero(items >= 0)
@@ -87,6 +89,7 @@ def csv_lines(
             _names(users[row], ids[0]).tolist(),
             (place + 1).tolist(),
             _names(items[row, place], ids[1]).tolist(),
+            *(names[items[row, place]].tolist() for names in named.values()),
             (f"{score:.6g}" for score in scores[row, place].tolist()),
         )
         writer.writerows(zip(*columns, strict=True))
@@ -110,7 +113,10 @@ def json_lines(
         for user, found, values in lists:
             kept = found >= 0
             named = _names(found[kept], ids[1]).tolist()
-            record = {"user": user, "items": named, "scores": values[kept].tolist()}
+            record = {"user": user, "items": named}
+            if ids[2] is not None:
+                record["names"] = ids[2][found[kept]].tolist()
+            record["scores"] = values[kept].tolist()
             stream.write(f"{before}\n{json.dumps(record)}".encode())
             before = ","
 
@@ -160,7 +166,7 @@ def _parquet(
             f"file: a .parquet file needs pyarrow, which cannot be imported ({error}); install it "
             "with pip install pyarrow, or choose a name that ends in .npy"
         ) from error
-    user_ids, item_ids = ids
+    user_ids, item_ids, item_names = ids
 
     def table(users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> Any:
         row, place = np.nonzero(items >= 0)
@@ -169,6 +175,7 @@ def _parquet(
                 "user": pyarrow.array(_names(users[row], user_ids)),
                 "rank": (place + 1).astype(np.int32),
                 "item": pyarrow.array(_names(items[row, place], item_ids)),
+                **({} if item_names is None else {"name": item_names[items[row, place]]}),
                 "score": scores[row, place],
             }
         )

@@ -10,7 +10,9 @@ import pytest
 import gpu_als
 from gpu_als.cli import main
 
-COMMANDS = ("demo", "fit", "recommend", "evaluate", "plan", "info")
+COMMANDS = (
+    "demo", "fit", "recommend", "similar", "predict", "evaluate", "split", "export", "plan", "info",
+)  # fmt: skip
 
 
 def test_version(capsys):

@@ -255,7 +255,7 @@ def save(path):
 
 def recommend(path):
     with recommendation_file(
-        path, (20, 300), dtype="f4", ids=(None, None), show_progress=False
+        path, (20, 300), dtype="f4", ids=(None, None, None), show_progress=False
     ) as write:
         for user in range(20):
             write(np.array([user]), np.ones((1, 300), np.int32), np.ones((1, 300)))
