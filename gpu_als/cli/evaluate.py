@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from math import nan
 from typing import Any
 
 from gpu_als.cli.options import (
     MODEL_OPTIONS,
     add_device_options,
     add_json_option,
+    add_min_ratings_option,
     add_model_options,
     add_reading_options,
     fraction,
     new_command,
     reading_arguments,
 )
-from gpu_als.cli.output import print_json, print_pairs, refuse_folder
+from gpu_als.cli.output import print_json, print_pairs, print_table, refuse_folder
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
@@ -29,11 +31,12 @@ def add_command(commands: Any) -> None:
         usage="gpu-als evaluate MODEL TEST [--train RATINGS] [options]\n"
         "       gpu-als evaluate --split F RATINGS [options]",
         short="measure a model on held-out ratings, or a choice of parameters on a split",
-        description="Prints RMSE and MAE of an explicit model; precision, recall, hit rate, NDCG "
-        "and MAP of the first K recommendations of an implicit one. With --split a model is "
-        "trained on one part of RATINGS, as 'gpu-als fit' would, and measured on the other.",
+        description="Prints precision, recall, hit rate, NDCG and MAP of the first K "
+        "recommendations, beside those of the most popular items, and RMSE and MAE of an explicit "
+        "model. With --split a model is trained on one part of RATINGS, as 'gpu-als fit' would, "
+        "and measured on the other.",
         example="  gpu-als evaluate model.npz test.csv\n"
-        "  gpu-als evaluate model.npz test.csv --ranking --train train.csv -k 20\n"
+        "  gpu-als evaluate model.npz test.csv --min-rating 4 -k 20\n"
         "  gpu-als evaluate --split 0.2 ratings.csv --factors 32 --regularization 0.05",
     )
     parser.add_argument(
@@ -44,14 +47,14 @@ def add_command(commands: Any) -> None:
         "--split", type=fraction, metavar="F",
         help="hold out this fraction of RATINGS at random and train on the rest",
     )  # fmt: skip
-    parser.add_argument(
+    left_out = parser.add_mutually_exclusive_group()
+    left_out.add_argument(
         "--train", metavar="RATINGS",
-        help="the file or folder of shards that the model was trained on, to be left out of the "
-        "recommendations (default: nothing is left out)",
+        help="leave the items that a user has in this file or folder of shards out of the "
+        "recommendations (default: those that the model remembers from 'gpu-als fit')",
     )  # fmt: skip
-    parser.add_argument(
-        "--ranking", action="store_true", help="measure recommendations of an explicit model too"
-    )
+    left_out.add_argument("--no-seen", action="store_true", help="leave nothing out")
+    add_min_ratings_option(parser)
     parser.add_argument("-k", type=int, default=10, metavar="K",
                         help="length of the lists of recommendations (default: 10)")  # fmt: skip
     parser.add_argument(
@@ -80,20 +83,20 @@ def run(args: argparse.Namespace) -> int:
     if len(rows) == 0:
         raise InputError("no test rating has a user and an item that the model knows")
     explicit = isinstance(model, ExplicitALS)
-    results: dict[str, float] = {}
+    errors = {}
     if explicit and ratings is not None:
-        results |= scoring.rating_metrics(model, rows, columns, ratings)
-    elif explicit and not args.ranking:
-        raise InputError("the test file has no ratings; pass --rating-column, or --ranking")
-    n_users = None
-    if args.ranking or not explicit:
-        if args.min_rating is not None:
-            if ratings is None:
-                raise InputError("--min-rating: the test file has no ratings; leave it out")
-            rows, columns = rows[ratings >= args.min_rating], columns[ratings >= args.min_rating]
-        test = scoring.pairs_matrix(model, rows, columns)
-        ranking, n_users = scoring.ranking_metrics(model, test, seen, args.k)
-        results |= ranking
+        errors = scoring.rating_metrics(model, rows, columns, ratings)
+    if args.min_rating is not None:
+        if ratings is None:
+            raise InputError("--min-rating: the test file has no ratings; leave it out")
+        rows, columns = rows[ratings >= args.min_rating], columns[ratings >= args.min_rating]
+    test = scoring.pairs_matrix(model, rows, columns)
+    candidates = scoring.frequent_items(args, model)
+    ranking, n_users = scoring.ranking_metrics(model, test, seen, args.k, candidates)
+    baseline = scoring.popularity(model)
+    popular = {}
+    if baseline is not None:
+        popular = scoring.ranking_metrics(baseline, test, seen, args.k, candidates)[0]
     if args.json:
         print_json(
             {
@@ -101,17 +104,23 @@ def run(args: argparse.Namespace) -> int:
                 "test_ratings": len(case[1]),
                 "dropped": n_dropped,
                 "ranked_users": n_users,
-                "metrics": results,
+                "metrics": errors | ranking,
+                "popularity": popular,
             }
         )
         return 0
     lines = [("model", describe(model)), ("test ratings", f"{len(case[1]):,}")]
     if args.split is None:
         lines.append(("dropped", f"{n_dropped:,} of users or items unknown to the model"))
-    if n_users is not None:
-        left_out = "" if seen is not None else "; no --train, so nothing is left out of their lists"
-        lines.append(("users ranked", f"{n_users:,}{left_out}"))
-    print_pairs([*lines, *((name, f"{value:.4f}") for name, value in results.items())])
+    left_out = "" if seen is not None else "; nothing is left out of their lists"
+    lines.append(("users ranked", f"{n_users:,}{left_out}"))
+    print_pairs([*lines, *((name, f"{value:.4f}") for name, value in errors.items())])
+    table = [
+        (name, f"{value:.4f}", f"{popular.get(name, nan):.4f}") for name, value in ranking.items()
+    ]
+    print_table(("", "model", "popularity"), table)
+    if explicit:
+        print("An explicit model predicts ratings; an implicit one ranks what users will choose.")
     return 0
 
 
@@ -132,7 +141,9 @@ def _saved(args: argparse.Namespace) -> tuple[Any, ...]:
     refuse_folder(args.files[1], "TEST", "pass the file of held-out ratings")
     users, items, ratings = read_triples(args.files[1], **reading_arguments(args))
     rows, columns, known = scoring.rows_of(model, users, items)
-    seen = None if args.train is None else scoring.seen_items(args, model, args.train)
+    seen: Any = None if args.no_seen else model.seen_items
+    if args.train is not None:
+        seen = scoring.seen_items(args, model, args.train)
     if ratings is not None:
         ratings = ratings[known]
     return model, rows[known], columns[known], ratings, seen, int((~known).sum())

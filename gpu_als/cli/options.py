@@ -17,6 +17,7 @@ __all__ = [
     "READING_OPTIONS",
     "add_device_options",
     "add_json_option",
+    "add_min_ratings_option",
     "add_model_options",
     "add_precision_option",
     "add_reading_options",
@@ -77,6 +78,15 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads of the numpy backend (default: 0, all processors)",
     )
+
+
+def add_min_ratings_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--min-ratings``."""
+    parser.add_argument(
+        "--min-ratings", type=int, metavar="N",
+        help="rank only items with at least so many ratings in training (default: 5 for explicit "
+        "models, whose predictions of rarer ones are mostly chance; 0 for implicit ones)",
+    )  # fmt: skip
 
 
 def add_precision_option(group: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gpu_als.cli.options import (
     add_device_options,
+    add_min_ratings_option,
     add_reading_options,
     new_command,
     refuse_reading_options,
@@ -19,9 +20,6 @@ from gpu_als.cli.output import check_folder, printable
 from gpu_als.errors import InputError
 
 __all__ = ["add_command", "run"]
-
-_MIN_RATINGS = 5
-"""Of items of explicit models, which rank those with one good rating first."""
 
 
 def add_command(commands: Any) -> None:
@@ -46,11 +44,7 @@ def add_command(commands: Any) -> None:
         "that most users have, with their number as the score (default: error)",
     )  # fmt: skip
     parser.add_argument("-n", type=int, default=10, metavar="N", help="items each (default: 10)")
-    parser.add_argument(
-        "--min-ratings", type=int, metavar="N",
-        help="only items with at least so many ratings in training (default: 5 for explicit "
-        "models, whose predictions of rarer ones are mostly chance; 0 for implicit ones)",
-    )  # fmt: skip
+    add_min_ratings_option(parser)
     left_out = parser.add_mutually_exclusive_group()
     left_out.add_argument(
         "--ratings", metavar="RATINGS",
@@ -77,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from gpu_als.cli.models import load_model
-    from gpu_als.cli.scoring import best_lists, popular_items, seen_items
+    from gpu_als.cli.scoring import best_lists, frequent_items, popular_items, seen_items
     from gpu_als.ranking.to_file import check_ending
 
     if args.output is not None:
@@ -88,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.n < 1:
         raise InputError(f"-n must be at least 1, not {args.n}")
     model = load_model(args, args.model)
-    candidates = _frequent_items(args, model)
+    candidates = frequent_items(args, model)
     names = args.users if args.users_file is None else _read_ids(args.users_file)
     if names is None:
         users, user_ids = np.arange(len(model.user_factors)), model.user_ids
@@ -116,27 +110,6 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         print(f"Wrote {n_written:,} recommendations for {len(users):,} users to {args.output}")
     return 0
-
-
-def _frequent_items(args: argparse.Namespace, model: Any) -> Any:
-    """Return the rows of the items that ``--min-ratings`` leaves, or None for all."""
-    import numpy as np
-
-    from gpu_als.models import ExplicitALS
-
-    least, counts = args.min_ratings, model.item_counts
-    if least is None:
-        least = _MIN_RATINGS if isinstance(model, ExplicitALS) and counts is not None else 0
-    if least <= 0:
-        return None
-    if counts is None:
-        raise InputError(
-            f"--min-ratings: {args.model} does not say how many ratings items have; fit it again"
-        )
-    found = np.flatnonzero(counts >= least)
-    if len(found) == 0:
-        raise InputError(f"--min-ratings: no item has {least} ratings; pass a lower number")
-    return found
 
 
 def _item_names(args: argparse.Namespace, model: Any) -> Any:

@@ -17,15 +17,25 @@ from gpu_als.data.ids import IdMap
 from gpu_als.data.readers import read_triples
 from gpu_als.data.shards import ShardedMatrix
 from gpu_als.errors import InputError
-from gpu_als.models import ExplicitALS
+from gpu_als.models import AlternatingLeastSquares, ExplicitALS
 
 __all__ = [
-    "Seen", "SeenInShards", "best_lists", "pairs_matrix", "popular_items", "ranking_metrics",
+    "Seen",
+    "SeenInShards",
+    "best_lists",
+    "frequent_items",
+    "pairs_matrix",
+    "popular_items",
+    "popularity",
+    "ranking_metrics",
     "rating_metrics",
-    "rows_of", "seen_items",
+    "rows_of",
+    "seen_items",
 ]  # fmt: skip
 
 _USERS_AT_ONCE = 1000
+_MIN_RATINGS = 5
+"""Of items of explicit models, which rank those with one good rating first."""
 
 
 class Seen(Protocol):
@@ -83,6 +93,33 @@ def best_lists(
         yield batch, found, scores
 
 
+def frequent_items(args: argparse.Namespace, model: AnyModel) -> np.ndarray | None:
+    """Return the rows of the items that ``--min-ratings`` leaves, or None for all."""
+    least, counts = args.min_ratings, model.item_counts
+    if least is None:
+        least = _MIN_RATINGS if isinstance(model, ExplicitALS) and counts is not None else 0
+    if least <= 0:
+        return None
+    if counts is None:
+        raise InputError(
+            "--min-ratings: the model does not say how many ratings items have; fit it again"
+        )
+    found = np.flatnonzero(counts >= least)
+    if len(found) == 0:
+        raise InputError(f"--min-ratings: no item has {least} ratings; pass a lower number")
+    return found
+
+
+def popularity(model: AnyModel) -> AlternatingLeastSquares | None:
+    """Return a model that gives every user the items with the most ratings in training."""
+    if model.item_counts is None:
+        return None
+    baseline = AlternatingLeastSquares(1, dtype=np.float64)
+    baseline.user_factors = np.ones((len(model.user_factors), 1))
+    baseline.item_factors = model.item_counts.astype(np.float64)[:, None]
+    return baseline
+
+
 def popular_items(
     model: AnyModel, n_best: int, candidates: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -106,13 +143,19 @@ def rating_metrics(
 
 
 def ranking_metrics(
-    model: AnyModel, test: sp.csr_matrix, seen: Seen | None, k: int
+    model: AnyModel,
+    test: sp.csr_matrix,
+    seen: Seen | None,
+    k: int,
+    candidates: np.ndarray | None = None,
 ) -> tuple[dict[str, float], int]:
     """Return textbook metrics of the lists of the users with test items, and their number."""
     users = np.flatnonzero(np.diff(test.indptr))
     if len(users) == 0:
         raise InputError("no test item is left to rank; check the ids and --min-rating")
-    ranked = np.concatenate([found for _, found, _ in best_lists(model, users, seen, k)])
+    ranked = np.concatenate(
+        [found for _, found, _ in best_lists(model, users, seen, k, candidates)]
+    )
     measures = {
         "precision": metrics.precision_at_k,
         "recall": metrics.recall_at_k,

@@ -42,9 +42,9 @@ def test_errors_of_ratings(files, capsys):
     assert found["metrics"]["RMSE"] < 0.6  # the noise is 0.3, the ratings vary by about 1
 
 
-@pytest.mark.parametrize("trained_on", [True, False])
+@pytest.mark.parametrize("trained_on", ["file", "model", None])
 def test_ranking(trained_on, files, capsys):
-    more = ["--train", files / "train.csv"] if trained_on else []
+    more = {"file": ["--train", files / "train.csv"], "model": [], None: ["--no-seen"]}[trained_on]
     found = evaluate(capsys, files / "implicit.npz", *more, files / "test.csv", "-k", 5)
     model = AlternatingLeastSquares.load(files / "implicit.npz")
     scores = model.user_factors.astype(float) @ model.item_factors.astype(float).T
@@ -66,23 +66,30 @@ def test_ranking(trained_on, files, capsys):
     assert found["metrics"]["hit rate@5"] == pytest.approx(np.mean(hit))
     names = ("precision", "recall", "hit rate", "NDCG", "MAP")
     assert list(found["metrics"]) == [f"{name}@5" for name in names]
+    popular = np.broadcast_to(model.item_counts, scores.shape).astype(float).copy()
+    popular[np.isinf(scores)] = -np.inf
+    hits = [
+        len({*np.argsort(-popular[u], kind="stable")[:5]} & items) for u, items in liked.items()
+    ]
+    assert found["popularity"]["precision@5"] == pytest.approx(np.mean(hits) / 5)
 
 
-def test_explicit_models_can_be_ranked_too(files, capsys):
-    arguments = ["evaluate", str(files / "explicit.npz"), str(files / "test.csv"), "--ranking"]
+def test_explicit_models_are_ranked_too(files, capsys):
+    arguments = ["evaluate", str(files / "explicit.npz"), str(files / "test.csv"), "--no-seen"]
     assert main([*arguments, "--min-rating", "4", "-k", "3"]) == 0
     shown = capsys.readouterr().out
     for name in ("RMSE", "MAE", "precision@3", "NDCG@3", "MAP@3", "dropped       2 of"):
         assert name in shown
     users, _, values = read_triples(files / "test.csv")
     good = {user for user, value in zip(users, values, strict=True) if value >= 4}
-    assert f"users ranked  {len(good)}; no --train" in shown
+    assert f"users ranked  {len(good)}; nothing is left out" in shown
+    assert "An explicit model predicts ratings" in shown
 
 
 def test_a_rating_that_equals_the_least_one_is_a_hit(files, tmp_path, capsys):
     test = tmp_path / "test.csv"
     test.write_text("user,item,rating\nu1,1001,4\nu2,1002,3.999\nu3,1003,4.001\n")
-    found = evaluate(capsys, files / "explicit.npz", test, "--ranking", "--min-rating", 4, "-k", 60)
+    found = evaluate(capsys, files / "explicit.npz", test, "--no-seen", "--min-rating", 4, "-k", 60)
     assert found["ranked_users"] == 2
     assert found["metrics"]["recall@60"] == 1
 

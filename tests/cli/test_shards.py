@@ -144,7 +144,7 @@ def test_row_numbers_are_the_ids_of_a_model_and_a_folder_without_any(tmp_path, c
 def test_evaluation_leaves_out_what_the_folder_holds(files, shards, capsys):
     results = []
     for source in (shards, files / "train.csv"):
-        command = ["evaluate", files / "explicit.npz", files / "test.csv", "--ranking", "--json"]
+        command = ["evaluate", files / "explicit.npz", files / "test.csv", "--json"]
         assert run(*command, "--train", source) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert results[0] == results[1]
