@@ -240,9 +240,24 @@ class Implicit(Objective):
         return float(self.regularization)
 
     def constant(self, rows: SparseRows) -> float:
-        """``sum c p^2``: the confidences of the liked cells."""
-        liked = rows.values[rows.values * self.alpha > 0]
-        return float(abs(self.alpha) * np.abs(liked).sum(dtype=np.float64))
+        """``sum c p^2``, and what rounding adds to the loss where scores are 1.
+
+        Half-sweeps weigh an entry by ``root^2`` and ``root tau``, which differ from ``g`` and ``t``
+        in the last bit: the same bit for all entries of one value, so that it adds up to more than
+        the loss where confidences are large.
+        """
+        total = 0.0
+        for start in range(0, len(rows.values), _BLOCK):
+            values = rows.values[start : start + _BLOCK]
+            gram, target = self.entry_weights(np, values[values * self.alpha > 0], None)
+            total += target.sum(dtype=np.float64)
+            gram, target = gram[gram != 0], target[gram != 0]
+            root = np.sqrt(np.abs(gram))
+            tau = (target / root).astype(np.float64)
+            rounded = root.astype(np.float64)
+            error = np.copysign(rounded * rounded, gram) - gram - 2 * (rounded * tau - target)
+            total -= error.sum()
+        return float(total)
 
 
 @dataclass(frozen=True)

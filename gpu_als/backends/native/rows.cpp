@@ -377,8 +377,10 @@ struct Rows {
                 loss += e * e;
             }
         else
-            for (int64_t i = 0; i < row.n; i++)
-                loss += double(work.q[i]) * (double(work.g[i]) * work.q[i] - 2 * double(work.t[i]));
+            for (int64_t i = 0; i < row.n; i++) {
+                const double score = double(work.root[i]) * work.q[i];
+                loss += score * (std::copysign(score, work.g[i] * work.q[i]) - 2 * double(work.tau[i]));
+            }
         return loss;
     }
 
