@@ -5,6 +5,7 @@ import pytest
 from helpers import nonnegative_minimiser
 
 from gpu_als.backends.numpy.backend import NumpyBackend
+from gpu_als.core import nnls
 from gpu_als.core.nnls import solve_nonnegative
 
 OPS = NumpyBackend(1)
@@ -125,17 +126,34 @@ def test_signs_within_rounding_are_no_violation_and_not_handed_out():
     np.testing.assert_array_equal(x, [[1, 0, rhs[0, 2]], [0, 1, 2]])
 
 
-def test_a_system_that_does_not_settle_is_flagged():
-    class NeverSettles(NumpyBackend):
-        """Every coordinate comes out negative, so each is taken out and put in for ever."""
+@pytest.mark.parametrize("free", [0, 1, 3])
+def test_systems_that_do_not_settle_are_solved_one_by_one(monkeypatch, free):
+    monkeypatch.setattr(nnls, "_ROUNDS_PER_FACTOR", -10)  # none at all
+    lhs, rhs = systems(6, 7)
+    lhs[1] -= 100 * np.eye(7)
+    x, failed = solve_nonnegative(OPS, lhs, rhs, free)
+    assert failed.tolist() == [False, True, False, False, False, False]
+    for number in (0, 2, 3, 4, 5):
+        best = nonnegative_minimiser(lhs[number], rhs[number], free)
+        np.testing.assert_allclose(x[number], best, atol=1e-12)
 
-        def cholesky_solve(self, lhs, rhs):
-            return np.full_like(rhs, -1), np.zeros(len(rhs), bool)
 
-    lhs, rhs = systems(4, 3)
-    x, failed = solve_nonnegative(NeverSettles(1), lhs, np.abs(rhs))
-    assert failed.all()
-    assert (x >= 0).all()
+@pytest.mark.parametrize(
+    ("k", "n_systems"), [(2, 700), (5, 600), (12, 400), (30, 200), (64, 80), (128, 20)]
+)
+def test_no_regular_system_is_given_up(k, n_systems):
+    """Fewer rows than factors, condition numbers up to 1e6: the exchange often cycles there."""
+    rng = np.random.default_rng([k, 41])
+    rows = rng.standard_normal((n_systems, max(1, k // 2), k))
+    lhs = rows.swapaxes(1, 2) @ rows
+    ridges = np.linalg.norm(lhs, 2, axis=(1, 2)) * 10 ** rng.uniform(-6, -2, n_systems)
+    lhs += ridges[:, None, None] * np.eye(k)
+    rhs = (rng.standard_normal((n_systems, 1, rows.shape[1])) @ rows)[:, 0]
+    x, failed = solve_nonnegative(OPS, lhs, rhs)
+    assert not failed.any()
+    for system, right, found in zip(lhs, rhs, x, strict=True):
+        best = nonnegative_minimiser(system, right)
+        np.testing.assert_allclose(found, best, rtol=0, atol=1e-8 * np.abs(best).max())
 
 
 def test_a_system_does_not_depend_on_its_neighbours():

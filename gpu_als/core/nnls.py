@@ -4,20 +4,26 @@ Each system asks for ``x >= 0`` and ``y = lhs x - rhs >= 0`` with ``x y = 0`` in
 (the Karush-Kuhn-Tucker conditions). A guess of the passive set, the coordinates that may be
 positive, gives x by one Cholesky solve; every coordinate that violates its sign changes sets. If
 that does not reduce the violations for three rounds, only the last violating coordinate changes
-(Murty's rule), which cannot cycle.
+(Murty's rule), which cannot cycle but in rounding, and may take long. Systems that have not settled
+by then are few: SciPy's active-set method solves them one by one in float64.
 
-Source: Kim, Park: Fast nonnegative matrix factorization, SIAM J. Sci. Comput. 33 (2011), sec. 3.
+Sources: Kim, Park: Fast nonnegative matrix factorization, SIAM J. Sci. Comput. 33 (2011), sec. 3;
+Lawson, Hanson: Solving least squares problems (1974), chapter 23.
 """
 
 from __future__ import annotations
 
+import numpy as np
+import scipy.optimize
+
 from gpu_als.core.ops import Ops
 from gpu_als.core.problem import Array
+from gpu_als.data.csr import to_host
 
 __all__ = ["solve_nonnegative"]
 
 _PATIENCE = 3
-_ROUNDS_PER_FACTOR = 5
+_ROUNDS_PER_FACTOR, _STEPS_PER_FACTOR = 5, 30
 
 
 def solve_nonnegative(
@@ -37,7 +43,7 @@ def solve_nonnegative(
     -------
     x : array, shape (B, k)
     failed : bool array, shape (B,)
-        Systems that were not positive definite or did not settle.
+        Systems that were not positive definite.
     """
     xp = ops.xp
     n_systems, k = rhs.shape
@@ -66,8 +72,32 @@ def solve_nonnegative(
         only_last = xp.arange(k) == last[:, None]
         change = xp.where((patience[open_] >= 0)[:, None], violations, only_last)
         passive[open_] ^= change
-    failed[open_] = True
+    for number in to_host(open_).tolist():
+        found = _active_set(to_host(lhs[number]), to_host(rhs[number]), k - free_columns)
+        if found is None:
+            failed[number] = True
+        else:
+            x[number] = xp.asarray(found, x.dtype)
     return xp.where(constrained, xp.maximum(x, 0), x), failed
+
+
+def _active_set(lhs: np.ndarray, rhs: np.ndarray, n_constrained: int) -> np.ndarray | None:
+    """Return the solution of one system, float64, or None where it is not positive definite.
+
+    What is left once the free columns are eliminated, ``1/2 x^T S x - s^T x`` with ``S = L L^T``,
+    is ``1/2 |L^T x - L^-1 s|^2`` but for a constant.
+    """
+    lhs, rhs = lhs.astype(np.float64), rhs.astype(np.float64)
+    bound, free = slice(0, n_constrained), slice(n_constrained, None)
+    try:
+        eliminate = np.linalg.solve(lhs[free, free], np.column_stack([lhs[free, bound], rhs[free]]))
+        reduced = lhs[bound, bound] - lhs[bound, free] @ eliminate[:, :-1]
+        root = np.linalg.cholesky(reduced)
+        target = np.linalg.solve(root, rhs[bound] - lhs[bound, free] @ eliminate[:, -1])
+        x, _ = scipy.optimize.nnls(root.T, target, maxiter=_STEPS_PER_FACTOR * len(rhs))
+    except (np.linalg.LinAlgError, RuntimeError):
+        return None
+    return np.concatenate([x, eliminate[:, -1] - eliminate[:, :-1] @ x])
 
 
 def _try_passive_set(
