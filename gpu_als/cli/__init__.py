@@ -130,12 +130,28 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"gpu-als {__version__}")
+    parser.add_argument(
+        "--print-completion", action=_Completion, choices=("bash", "zsh", "tcsh"),
+        help="print the script that completes commands in this shell (needs shtab)",
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for module in (
         demo, fit, recommend, similar, predict, evaluate, split, export, convert, plan, info,
     ):  # fmt: skip
         module.add_command(commands)
     return parser, commands.choices
+
+
+class _Completion(argparse.Action):
+    """Print the script that completes commands and options in a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        try:
+            import shtab
+        except ImportError as error:
+            parser.error(f"--print-completion needs shtab ({error}); run pip install shtab")
+        print(shtab.complete(parser, given[1]))
+        parser.exit()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,16 @@ def test_help_imports_nothing_that_takes_long():
     assert not {"scipy", "gpu_als.models", "gpu_als.train"} & set(found.stdout.split())
 
 
+def test_shells_complete_commands_and_options(capsys, monkeypatch):
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for word in (*COMMANDS, "--min-ratings", "--warm-start"):
+        assert word in script
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "zsh"]) == 2
+    assert "pip install shtab" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command, capsys):
     assert main([command, "--help"]) == 0
